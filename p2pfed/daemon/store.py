@@ -1,0 +1,445 @@
+"""What a peer must not forget: its round, its model, what it published, what it was sent.
+
+One directory a site. SQLite (write-ahead log, ``synchronous=FULL``) holds the journal and
+names the vectors, which are files called by their digest. Two commits a round: after the own
+delta is sealed and *before* a byte of it leaves, and after the aggregation. A crash between
+them resumes the round with the same bytes, so that it never looks like equivocation.
+
+All methods block; the daemon calls them from worker threads, one at a time.
+"""
+
+import fcntl
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from p2pfed.daemon.durable_files import (
+    TEMPORARY_SUFFIX,
+    PendingVector,
+    durable_file,
+    make_private_directory,
+    map_vector,
+)
+from p2pfed.errors import DamagedStateError, StoreError
+from p2pfed.protocol import limits
+from p2pfed.protocol.digests import vector_digest
+from p2pfed.protocol.header import SignedHeader, parse_signed_header
+from p2pfed.protocol.neighbours import NOTHING_HELD, ReplicaState
+
+SCHEMA_VERSION = 1
+KEPT_GENERATIONS = 2  # round states whose vectors are kept, newest included
+KEPT_HISTORY_ROUNDS = 10_000  # rows of the round journal
+BUSY_TIMEOUT_SECONDS = 10.0
+JOURNAL_NAME = "journal.sqlite"
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS generations (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    round_number INTEGER NOT NULL,
+    published INTEGER NOT NULL,
+    model BLOB NOT NULL,
+    replica BLOB NOT NULL,
+    optimiser BLOB NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS envelopes (
+    sequence INTEGER PRIMARY KEY,
+    header BLOB NOT NULL,
+    signature BLOB NOT NULL,
+    chunk_digests BLOB NOT NULL,
+    payload_key BLOB NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS replicas (
+    site TEXT PRIMARY KEY,
+    slot INTEGER NOT NULL,
+    replica BLOB NOT NULL,
+    round_number INTEGER NOT NULL,
+    sequence INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS headers (
+    sender BLOB NOT NULL,
+    round_number INTEGER NOT NULL,
+    header BLOB NOT NULL,
+    signature BLOB NOT NULL,
+    PRIMARY KEY (sender, round_number)
+) STRICT;
+CREATE TABLE IF NOT EXISTS equivocations (
+    site TEXT PRIMARY KEY,
+    first_header BLOB NOT NULL,
+    first_signature BLOB NOT NULL,
+    second_header BLOB NOT NULL,
+    second_signature BLOB NOT NULL,
+    found_at_seconds INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS history (round_number INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A point to resume from. ``model`` is the start of the round, or, once ``published``,
+    the trained model whose delta went out. All three are vector digests."""
+
+    round_number: int
+    published: bool
+    model: bytes
+    replica: bytes
+    optimiser: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEnvelope:
+    """An own sealed delta: enough to offer it again with the very same bytes."""
+
+    signed: SignedHeader
+    chunk_digests: bytes
+    payload_key: bytes
+    ciphertext: Path
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReplica:
+    state: ReplicaState
+    slot: int
+
+
+class Store:
+    """A site's state directory.
+
+    :raises StoreError: the directory is unusable, held by another daemon, or belongs to
+        another federation.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        try:
+            for path in (directory, self._vectors, self._outbox, self._replicas, self.spool):
+                make_private_directory(path)
+            self._lock = self._hold_lock()
+            self._database = self._open_database()
+        except OSError as error:
+            raise StoreError(f"{directory}: {error.strerror}") from error
+        self._sweep()
+
+    @property
+    def spool(self) -> Path:
+        """Where payloads that are being received are kept."""
+        return self.directory / "spool"
+
+    @property
+    def _vectors(self) -> Path:
+        return self.directory / "vectors"
+
+    @property
+    def _outbox(self) -> Path:
+        return self.directory / "outbox"
+
+    @property
+    def _replicas(self) -> Path:
+        return self.directory / "replicas"
+
+    def close(self) -> None:
+        self._database.close()
+        os.close(self._lock)
+
+    def _hold_lock(self) -> int:
+        descriptor = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise StoreError(
+                f"{self.directory}: another daemon is using this state directory; "
+                "stop it with p2pfed stop, or give this site its own state directory"
+            ) from None
+        return descriptor
+
+    def _open_database(self) -> sqlite3.Connection:
+        path = self.directory / JOURNAL_NAME
+        try:
+            # Calls come from several worker threads, one at a time.
+            database = sqlite3.connect(
+                path,
+                timeout=BUSY_TIMEOUT_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute("PRAGMA synchronous=FULL")
+            database.executescript(_TABLES)
+        except sqlite3.DatabaseError as error:
+            raise DamagedStateError(f"{path}: {error}") from error
+        path.chmod(0o600)
+        version = database.execute("SELECT value FROM meta WHERE key = 'version'").fetchone()
+        if version is None:
+            database.execute(
+                "INSERT INTO meta VALUES ('version', ?)", (str(SCHEMA_VERSION).encode(),)
+            )
+        elif version[0] != str(SCHEMA_VERSION).encode():
+            raise StoreError(
+                f"{path}: written by another p2pfed (state version {version[0].decode()}, "
+                f"this one reads {SCHEMA_VERSION})"
+            )
+        return database
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.directory / JOURNAL_NAME}: {error}") from error
+
+    def bind(self, federation_id: bytes) -> None:
+        """Tie the directory to a federation, or check that it is tied to this one."""
+        row = self._database.execute("SELECT value FROM meta WHERE key = 'federation'").fetchone()
+        if row is None:
+            with self._transaction() as database:
+                database.execute("INSERT INTO meta VALUES ('federation', ?)", (federation_id,))
+        elif row[0] != federation_id:
+            raise StoreError(
+                f"{self.directory}: holds the state of federation {row[0].hex()[:12]}, the "
+                f"topology file describes {federation_id.hex()[:12]} (its name, model, seed or "
+                "task options differ); use another state directory for another federation"
+            )
+
+    def new_vector(self, name: str, dimension: int) -> PendingVector:
+        return PendingVector(self._vectors / f"{name}{TEMPORARY_SUFFIX}", dimension)
+
+    def keep_vector(self, pending: PendingVector, digest: bytes) -> None:
+        pending.commit(self._vector_path(digest))
+
+    def put_vector(self, vector: npt.NDArray[np.float32]) -> bytes:
+        """Store a copy of ``vector``, shape (d,), float32, and return its digest."""
+        digest = vector_digest(vector)
+        path = self._vector_path(digest)
+        if not path.exists():
+            with durable_file(path) as file:
+                file.write(memoryview(np.ascontiguousarray(vector)).cast("B"))
+        return digest
+
+    def vector(self, digest: bytes, dimension: int) -> npt.NDArray[np.float32]:
+        """A stored vector, mapped read-only, shape ``(dimension,)``."""
+        return map_vector(self._vector_path(digest), dimension)
+
+    def checked_vector(self, digest: bytes, dimension: int) -> npt.NDArray[np.float32]:
+        """As ``vector``, but its content is read and checked first.
+
+        :raises DamagedStateError: it is not what its name says.
+        """
+        vector = self.vector(digest, dimension)
+        if vector_digest(vector) != digest:
+            raise DamagedStateError(
+                f"{self._vector_path(digest)}: its content does not match its name"
+            )
+        return vector
+
+    def _vector_path(self, digest: bytes) -> Path:
+        return self._vectors / f"{digest.hex()}.f32"
+
+    def generation(self) -> Generation | None:
+        """Where to resume, or None in a new directory."""
+        row = self._database.execute(
+            "SELECT round_number, published, model, replica, optimiser FROM generations "
+            "ORDER BY id DESC LIMIT 1"
+        ).fetchone()
+        return Generation(row[0], bool(row[1]), row[2], row[3], row[4]) if row else None
+
+    @contextmanager
+    def outbox_file(self, sequence: int) -> Iterator[Any]:
+        """The ciphertext of an own delta, to be written once and then never changed."""
+        with durable_file(self._ciphertext_path(sequence)) as file:
+            yield file
+
+    def _ciphertext_path(self, sequence: int) -> Path:
+        return self._outbox / f"{sequence}.sealed"
+
+    def commit_published(
+        self,
+        generation: Generation,
+        signed: SignedHeader,
+        chunk_digests: bytes,
+        payload_key: bytes,
+    ) -> None:
+        """Record an own delta whose ciphertext and vectors are already durable."""
+        sequence = signed.header.sequence
+        with self._transaction() as database:
+            self._add_generation(database, generation)
+            database.execute(
+                "INSERT INTO envelopes VALUES (?, ?, ?, ?, ?)",
+                (sequence, signed.encoded, signed.signature, chunk_digests, payload_key),
+            )
+            database.execute(
+                "DELETE FROM envelopes WHERE sequence NOT IN "
+                "(SELECT sequence FROM envelopes ORDER BY sequence DESC LIMIT ?)",
+                (limits.RETAINED_DELTAS,),
+            )
+        self._collect_garbage()
+
+    def commit_round(
+        self,
+        generation: Generation,
+        replicas: Mapping[str, StoredReplica],
+        headers: Mapping[tuple[bytes, int], SignedHeader],
+        record: Mapping[str, Any],
+    ) -> None:
+        """Record the aggregated model, the neighbours' replicas and what was heard."""
+        with self._transaction() as database:
+            self._add_generation(database, generation)
+            database.executemany(
+                "INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?, ?)",
+                [
+                    (site, r.slot, r.state.replica, r.state.round_number, r.state.sequence)
+                    for site, r in replicas.items()
+                ],
+            )
+            database.execute("DELETE FROM headers")
+            database.executemany(
+                "INSERT INTO headers VALUES (?, ?, ?, ?)",
+                [
+                    (sender, round_number, signed.encoded, signed.signature)
+                    for (sender, round_number), signed in headers.items()
+                ],
+            )
+            round_number = generation.round_number - 1
+            database.execute(
+                "INSERT OR REPLACE INTO history VALUES (?, ?)",
+                (round_number, json.dumps(record, sort_keys=True)),
+            )
+            database.execute(
+                "DELETE FROM history WHERE round_number <= ?",
+                (round_number - KEPT_HISTORY_ROUNDS,),
+            )
+        self._collect_garbage()
+
+    def _add_generation(self, database: sqlite3.Connection, generation: Generation) -> None:
+        database.execute(
+            "INSERT INTO generations (round_number, published, model, replica, optimiser) "
+            "VALUES (?, ?, ?, ?, ?)",
+            (
+                generation.round_number,
+                int(generation.published),
+                generation.model,
+                generation.replica,
+                generation.optimiser,
+            ),
+        )
+        database.execute(
+            "DELETE FROM generations WHERE id NOT IN "
+            "(SELECT id FROM generations ORDER BY id DESC LIMIT ?)",
+            (KEPT_GENERATIONS,),
+        )
+
+    def envelopes(self) -> list[StoredEnvelope]:
+        """The own deltas that can be sent again, oldest first."""
+        rows = self._database.execute(
+            "SELECT sequence, header, signature, chunk_digests, payload_key FROM envelopes "
+            "ORDER BY sequence"
+        ).fetchall()
+        return [
+            StoredEnvelope(
+                parse_signed_header(header, signature),
+                chunk_digests,
+                payload_key,
+                self._ciphertext_path(sequence),
+            )
+            for sequence, header, signature, chunk_digests, payload_key in rows
+            if self._ciphertext_path(sequence).exists()
+        ]
+
+    def headers(self) -> list[SignedHeader]:
+        """The members' headers that were heard of in recent rounds."""
+        rows = self._database.execute("SELECT header, signature FROM headers").fetchall()
+        return [parse_signed_header(header, signature) for header, signature in rows]
+
+    def replica_path(self, site: str, slot: int) -> Path:
+        """One of the two files of a neighbour's replica; the other one stays intact."""
+        return self._replicas / f"{site}.{slot}.f32"
+
+    def writable_replica(self, site: str, slot: int, dimension: int) -> npt.NDArray[np.float32]:
+        """A slot to write a neighbour's next replica into, shape ``(dimension,)``."""
+        return PendingVector(self.replica_path(site, slot), dimension).array
+
+    def replicas(self, dimension: int) -> dict[str, StoredReplica]:
+        """What was held of each neighbour.
+
+        Replicas are not synced to disk on their own: a neighbour can always send its replica
+        again. One that a power cut damaged is known by its digest and counts as not held,
+        while its sequence number still keeps old headers out.
+        """
+        found: dict[str, StoredReplica] = {}
+        for site, slot, replica, round_number, sequence in self._database.execute(
+            "SELECT site, slot, replica, round_number, sequence FROM replicas"
+        ).fetchall():
+            state = ReplicaState(replica, round_number, sequence)
+            try:
+                intact = vector_digest(map_vector(self.replica_path(site, slot), dimension))
+            except StoreError:
+                intact = NOTHING_HELD
+            if intact != replica:
+                state = ReplicaState(NOTHING_HELD, round_number, sequence)
+            found[site] = StoredReplica(state, slot)
+        return found
+
+    def add_equivocation(self, site: str, first: SignedHeader, second: SignedHeader) -> None:
+        with self._transaction() as database:
+            database.execute(
+                "INSERT OR IGNORE INTO equivocations VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    site,
+                    first.encoded,
+                    first.signature,
+                    second.encoded,
+                    second.signature,
+                    int(time.time()),
+                ),
+            )
+
+    def quarantined(self) -> list[str]:
+        rows = self._database.execute("SELECT site FROM equivocations ORDER BY site").fetchall()
+        return [site for (site,) in rows]
+
+    def history(self, most: int) -> list[dict[str, Any]]:
+        """The records of the last ``most`` rounds, oldest first."""
+        rows = self._database.execute(
+            "SELECT record FROM history ORDER BY round_number DESC LIMIT ?", (most,)
+        ).fetchall()
+        return [json.loads(record) for (record,) in reversed(rows)]
+
+    def _sweep(self) -> None:
+        """Remove what an interrupted write or transfer left behind."""
+        for directory in (self._vectors, self._outbox, self._replicas):
+            for path in directory.glob(f"*{TEMPORARY_SUFFIX}"):
+                path.unlink()
+        self._collect_garbage()
+
+    def _collect_garbage(self) -> None:
+        """Remove vectors and ciphertexts that no row names any more."""
+        named = {
+            digest.hex()
+            for row in self._database.execute("SELECT model, replica, optimiser FROM generations")
+            for digest in row
+        }
+        for path in self._vectors.glob("*.f32"):
+            if path.stem not in named:
+                path.unlink()
+        sequences = {
+            str(sequence) for (sequence,) in self._database.execute("SELECT sequence FROM envelopes")
+        }
+        for path in self._outbox.glob("*.sealed"):
+            if path.stem not in sequences:
+                path.unlink()

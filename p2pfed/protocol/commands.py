@@ -1,0 +1,195 @@
+"""What the round engine asks of its shell: the output of ``RoundEngine.handle``.
+
+The shell carries commands out in the order given, and answers those that say so with the
+event named in their docstring. It decides nothing about rounds itself.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from p2pfed.protocol.events import Timer
+from p2pfed.protocol.header import SignedHeader
+from p2pfed.protocol.messages import AnswerCode
+
+
+@dataclass(frozen=True, slots=True)
+class SetTimer:
+    """Fire ``timer`` at ``at_seconds`` of the clock that ``now`` is read from, replacing a
+    pending one of the same kind. Answered by ``TimerFired``."""
+
+    timer: Timer
+    at_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTimer:
+    timer: Timer
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Answered by ``TrainingFinished`` or ``TrainingFailed``."""
+
+    round_number: int
+    local_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Encode the trained model against ``replica_before``, seal, sign, make durable.
+
+    Answered by ``Published``. ``replica_before`` is the digest of the own published replica,
+    or of the genesis model where the graph varies with the round.
+    """
+
+    round_number: int
+    sequence: int
+    previous: bytes
+    replica_before: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SendDelta:
+    """Offer an own envelope, by the digest of its header, to a linked neighbour."""
+
+    site: str
+    header_digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SendSnapshot:
+    """Seal the own published replica as a snapshot and offer it to a linked neighbour."""
+
+    site: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOffer:
+    """The answer to the ``OfferArrived`` that is being handled; exactly one each."""
+
+    site: str
+    code: AnswerCode
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyPayload:
+    """Decode a received payload into the replica of ``site``.
+
+    Answered by ``ReplicaUpdated`` or ``PayloadRejected``. At most one a neighbour is under
+    way, and none while an ``Aggregate`` is.
+    """
+
+    site: str
+    signed: SignedHeader
+
+
+@dataclass(frozen=True, slots=True)
+class DiscardPayload:
+    """A payload that was kept is not wanted any more."""
+
+    site: str
+    signed: SignedHeader
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRepair:
+    """Send a neighbour a ``Want`` with the digest of the replica held of it."""
+
+    site: str
+    replica_held: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FloodHeader:
+    """Pass a signed header on to every linked neighbour except ``except_site``."""
+
+    signed: SignedHeader
+    except_site: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Store the proof, pass it on, and refuse ``site`` from now on."""
+
+    site: str
+    first: SignedHeader
+    second: SignedHeader
+
+
+@dataclass(frozen=True, slots=True)
+class AggregationInput:
+    """``weight`` is the mixing weight of the edge, ``staleness`` in rounds."""
+
+    site: str
+    weight: float
+    staleness: int
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """Fold the replicas of ``inputs`` into the trained model.
+
+    Answered by ``AggregationFinished`` or ``AggregationFailed``. The weight of a neighbour in
+    ``left_out`` returns to this site, which keeps the mixing symmetric.
+    """
+
+    round_number: int
+    inputs: tuple[AggregationInput, ...]
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRound:
+    """Make the aggregated model durable as the start of the next round.
+
+    Answered by ``RoundCommitted``.
+    """
+
+    round_number: int
+
+
+class NoticeKind(StrEnum):
+    ROUND_DEGRADED = "round_degraded"
+    ROUND_SKIPPED = "round_skipped"
+    QUORUM_MISSING = "quorum_missing"
+    DELTA_REFUSED = "delta_refused"
+    DELTA_REJECTED = "delta_rejected"
+    NEIGHBOUR_EXCLUDED = "neighbour_excluded"
+    TRAINING_FAILED = "training_failed"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something an operator may want to read; changes nothing."""
+
+    kind: NoticeKind
+    round_number: int
+    site: str | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """Everything that matters is durable: the shell may end."""
+
+
+Command = (
+    SetTimer
+    | CancelTimer
+    | Train
+    | Publish
+    | SendDelta
+    | SendSnapshot
+    | AnswerOffer
+    | ApplyPayload
+    | DiscardPayload
+    | RequestRepair
+    | FloodHeader
+    | Quarantine
+    | Aggregate
+    | CommitRound
+    | Notice
+    | Halt
+)

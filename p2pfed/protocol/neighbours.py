@@ -1,0 +1,137 @@
+"""What this peer holds of one neighbour, and what it answers to the neighbour's offers.
+
+A replica moves along the neighbour's chain of published deltas: each header names the digest
+of the replica before and after. Payloads that arrive before their round are kept (bounded);
+a gap in the chain is repaired by asking the neighbour for what is missing.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from p2pfed.protocol import limits
+from p2pfed.protocol.header import Kind, SignedHeader
+from p2pfed.protocol.messages import AnswerCode
+
+NOTHING_HELD = bytes(32)
+NEVER_PUBLISHED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """A replica as it is persisted: where on its owner's chain it stands.
+
+    ``replica`` is ``NOTHING_HELD`` where the vector itself was lost; ``sequence`` outlives
+    it, so that an old header cannot be replayed.
+    """
+
+    replica: bytes
+    round_number: int
+    sequence: int
+
+
+class Repair(Enum):
+    """Whether an offer that cannot be taken is worth asking the neighbour for more."""
+
+    NONE = auto()
+    AT_ONCE = auto()  # a gap in the chain: the neighbour can close it
+    NEXT_ROUND = auto()  # there is no room yet; asking at once would only be refused again
+
+
+@dataclass(frozen=True, slots=True)
+class OfferDecision:
+    code: AnswerCode
+    detail: str
+    repair: Repair = Repair.NONE
+
+
+@dataclass(slots=True)
+class Neighbour:
+    """The mutable state of one neighbour; owned by the round engine alone."""
+
+    site: str
+    held: ReplicaState
+    down_since_seconds: float
+    linked: bool = False
+    announced_round: int = 0
+    applying: SignedHeader | None = None
+    kept: list[SignedHeader] = field(default_factory=list)  # received, in the chain's order
+    arriving: SignedHeader | None = None  # accepted, its payload is on the way
+    quarantined: bool = False
+    excluded_in_round: int | None = None  # the aggregation rule refused its replica
+    repair_next_round: bool = False
+
+    def delivered(self, round_number: int) -> bool:
+        return self.held.round_number >= round_number and self.usable(round_number)
+
+    def usable(self, round_number: int) -> bool:
+        """Whether its replica may enter the aggregation of ``round_number`` at all."""
+        return (
+            not self.quarantined
+            and self.held.replica != NOTHING_HELD
+            and self.held.round_number > NEVER_PUBLISHED
+            and self.excluded_in_round != round_number
+        )
+
+    def tip(self) -> bytes:
+        """Digest of the replica once everything accepted so far is applied."""
+        for ahead in (self.arriving, *reversed(self.kept), self.applying):
+            if ahead is not None:
+                return ahead.header.replica_after
+        return self.held.replica
+
+    def highest_sequence(self) -> int:
+        accepted = [self.arriving, *self.kept, self.applying]
+        return max([self.held.sequence, *(s.header.sequence for s in accepted if s is not None)])
+
+    def decide(self, signed: SignedHeader, genesis: bytes, newest_round: int) -> OfferDecision:
+        """Answer an offer whose signature, federation and schema were already checked.
+
+        :param newest_round: the last round that a correct neighbour can have reached.
+        """
+        header = signed.header
+        if self.quarantined:
+            return OfferDecision(AnswerCode.REFUSED, "quarantined for equivocation")
+        if header.replica_after == self.tip():
+            return OfferDecision(AnswerCode.HAVE, "")
+        if header.round_number > newest_round:
+            return OfferDecision(
+                AnswerCode.NOT_NOW,
+                f"this peer takes rounds up to {newest_round}",
+                Repair.NEXT_ROUND,
+            )
+        if self.arriving is not None or len(self.kept) >= limits.MAX_PENDING_PER_NEIGHBOUR:
+            return OfferDecision(
+                AnswerCode.NOT_NOW, "earlier deltas are still waiting", Repair.NEXT_ROUND
+            )
+        if header.kind is Kind.SNAPSHOT:
+            # A snapshot restates a published state: its sequence may be the one last seen,
+            # where the vector was lost here, but never an older one.
+            if header.sequence < self.highest_sequence():
+                return OfferDecision(AnswerCode.STALE, "older than what is held")
+            return OfferDecision(AnswerCode.SEND, "")
+        if header.sequence <= self.highest_sequence():
+            return OfferDecision(AnswerCode.STALE, "not newer than what is held")
+        if header.replica_before not in (self.tip(), genesis):
+            return OfferDecision(
+                AnswerCode.NOT_NOW, "a delta before it is missing", Repair.AT_ONCE
+            )
+        return OfferDecision(AnswerCode.SEND, "")
+
+    def next_to_apply(self, round_number: int) -> SignedHeader | None:
+        """The first kept payload, if the current round may see it.
+
+        A payload of a later round is due as well while this round's has not come: the chain
+        says that the neighbour published none in between.
+        """
+        if self.applying is not None or not self.kept:
+            return None
+        first = self.kept[0]
+        due = first.header.round_number <= round_number or self.held.round_number < round_number
+        return first if due else None
+
+    def forget_transfers(self) -> tuple[SignedHeader, ...]:
+        """Drop what was kept but not applied; returns it so that its payload can go too."""
+        dropped = tuple(self.kept)
+        self.kept.clear()
+        self.arriving = None
+        return dropped

@@ -1,0 +1,286 @@
+"""What the daemon and its trainer process say to each other. Imports no torch.
+
+A frame is a big-endian u32 length and that many bytes of msgpack: the kind of the message and
+its fields. Vectors never travel here; they stand in shared memory (``regions``). Each request
+is answered by its counterpart or by :class:`Failed`; a :class:`Train` is answered by any number
+of :class:`Progress` first. The end of the stream is the order to end.
+"""
+
+import dataclasses
+import struct
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgpack
+from pydantic import ConfigDict, Field, Strict, ValidationError
+from pydantic.dataclasses import dataclass
+
+from p2pfed.errors import Problem, TrainingError
+
+LENGTH = struct.Struct(">I")
+MAX_FRAME_BYTES = 1024 * 1024
+MAX_FRAME_ITEMS = 65_536
+MAX_METRICS = 64
+MAX_MESSAGE_CHARACTERS = 4_000
+MAX_PROBLEMS = 50
+
+_STRICT = ConfigDict(strict=True, extra="forbid")
+
+Side = Literal["in", "out"]
+"""Which parameters of the shared memory are meant: what the daemon gave, or what came back."""
+
+FailureKind = Literal["data", "configuration", "task", "training", "out_of_memory"]
+
+TensorShape = Annotated[
+    tuple[str, Annotated[tuple[int, ...], Strict(strict=False)]], Strict(strict=False)
+]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Open:
+    """Load the task and the data. Answered by :class:`Ready`.
+
+    :ivar task_kind: ``tabular``, or ``python`` for the class that ``task_class`` names.
+    :ivar task_path: a directory of this site to look for that class in as well.
+    :ivar options: ``[task.options]`` of the topology file, alike at every site.
+    :ivar data: ``[data]`` of the site file.
+    :ivar seed: of the genesis model and of every draw made while training.
+    :ivar minimum_records: fewer training records than this are refused.
+    :ivar threads: intra-op threads; another number gives other bytes for the same round.
+    :ivar topology_file: named in messages, like ``site_file``; neither is read.
+    """
+
+    task_kind: Literal["tabular", "python"]
+    site: str
+    options: dict[str, Any]
+    data: dict[str, Any]
+    task_class: str | None = None
+    task_path: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    minimum_records: int = 2
+    threads: Annotated[int, Field(ge=1)] = 1
+    topology_file: str = "topology.toml"
+    site_file: str = "site.toml"
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Map:
+    """Map the shared memory, now that it has its size. Answered by :class:`Genesis`."""
+
+    size_bytes: int
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Train:
+    """Train from ``parameters_in`` and ``optimiser_in``. Answered by :class:`Trained`."""
+
+    round_number: Annotated[int, Field(ge=0)]
+    local_steps: Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Evaluate:
+    """Evaluate on this site's hold-out. Answered by :class:`Evaluated`."""
+
+    side: Side
+
+
+@dataclass(frozen=True, config=_STRICT)
+class EvaluateFile:
+    """Evaluate ``parameters_in`` on another data file. Answered by :class:`Evaluated`."""
+
+    path: str
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Export:
+    """Write ``parameters_in`` as a safetensors file. Answered by :class:`Exported`."""
+
+    path: str
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Ready:
+    """The task is loaded.
+
+    :ivar dimension: floats in the model's flat vector.
+    :ivar optimiser_floats: floats of optimiser state that are carried from round to round.
+    :ivar schema: name and shape of each tensor, in the order of the flat vector.
+    :ivar device: what is trained on, in words.
+    """
+
+    dimension: Annotated[int, Field(ge=1)]
+    optimiser_floats: Annotated[int, Field(ge=0)]
+    schema_digest: Annotated[bytes, Field(min_length=32, max_length=32)]
+    schema: Annotated[tuple[TensorShape, ...], Strict(strict=False)]
+    training_records: int
+    holdout_records: int
+    device: str
+    torch_version: str
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Genesis:
+    """The genesis model stands in ``parameters_out``."""
+
+    digest: Annotated[bytes, Field(min_length=32, max_length=32)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Progress:
+    """A step of the round under way is done. ``gpu_memory_bytes`` is 0 on a CPU."""
+
+    step: int
+    steps: int
+    loss: float
+    samples_per_second: float
+    gpu_memory_bytes: int
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Trained:
+    """The round's model stands in ``parameters_out``, its optimiser in ``optimiser_out``.
+
+    :ivar loss: mean over the local steps.
+    :ivar samples: training records drawn, counted with repetition.
+    """
+
+    loss: float
+    seconds: float
+    samples: int
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Evaluated:
+    """The task's metrics over ``records`` records."""
+
+    metrics: Annotated[dict[str, float], Field(max_length=MAX_METRICS)]
+    records: int
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Exported:
+    """The file is on disk, durable."""
+
+    path: str
+    size_bytes: int
+    sha256: Annotated[bytes, Field(min_length=32, max_length=32)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ProblemFields:
+    """A :class:`p2pfed.errors.Problem` on its way to the daemon."""
+
+    file: str
+    key: str
+    value: str | None
+    reason: str
+    remedy: str | None
+
+    @classmethod
+    def of(cls, problem: Problem) -> "ProblemFields":
+        return cls(str(problem.file), problem.key, problem.value, problem.reason, problem.remedy)
+
+    def problem(self) -> Problem:
+        return Problem(Path(self.file), self.key, self.value, self.reason, self.remedy)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Failed:
+    """The request failed; the trainer process is fit for the next one."""
+
+    kind: FailureKind
+    message: str
+    problems: tuple[ProblemFields, ...] = ()
+
+
+Request = Open | Map | Train | Evaluate | EvaluateFile | Export
+Reply = Ready | Genesis | Progress | Trained | Evaluated | Exported | Failed
+Message = Request | Reply
+
+_KINDS: dict[str, type[Message]] = {
+    message.__name__: message
+    for message in (
+        Open, Map, Train, Evaluate, EvaluateFile, Export,
+        Ready, Genesis, Progress, Trained, Evaluated, Exported, Failed,
+    )
+}  # fmt: skip
+
+
+class FrameError(TrainingError):
+    """A message that does not fit a frame, or bytes that are none."""
+
+
+def encode(message: Message) -> bytes:
+    """A message as one frame, length included.
+
+    :raises FrameError: over ``MAX_FRAME_BYTES``, or with a value that msgpack has no type for
+        (a date in a TOML table).
+    """
+    fields = dataclasses.asdict(message)
+    try:
+        body: bytes = msgpack.packb([type(message).__name__, fields], use_bin_type=True)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise FrameError(
+            f"{type(message).__name__} cannot be passed to or from the trainer process: {error}; "
+            "tables may hold text, numbers, booleans, lists and tables, no dates"
+        ) from error
+    if len(body) > MAX_FRAME_BYTES:
+        raise FrameError(
+            f"{type(message).__name__} takes {len(body)} bytes, more than the {MAX_FRAME_BYTES} "
+            "that pass between the daemon and its trainer process"
+        )
+    return LENGTH.pack(len(body)) + body
+
+
+def body_length(prefix: bytes) -> int:
+    """The length that the first ``LENGTH.size`` bytes of a frame announce.
+
+    :raises FrameError: more than ``MAX_FRAME_BYTES``.
+    """
+    (length,) = LENGTH.unpack(prefix)
+    if length > MAX_FRAME_BYTES:
+        raise FrameError(f"a frame of {length} bytes announced; at most {MAX_FRAME_BYTES} are sent")
+    return int(length)
+
+
+def decode(body: bytes) -> Message:
+    """The message in a frame's body.
+
+    :raises FrameError: not msgpack, over a limit, of no known kind, or with other fields.
+    """
+    try:
+        document = msgpack.unpackb(
+            body,
+            raw=False,
+            strict_map_key=True,
+            max_buffer_size=MAX_FRAME_BYTES,
+            max_array_len=MAX_FRAME_ITEMS,
+            max_map_len=MAX_FRAME_ITEMS,
+            max_ext_len=0,
+        )
+    except (ValueError, msgpack.UnpackException) as error:
+        raise FrameError(f"a frame is not msgpack within limits: {error}") from error
+    match document:
+        case [str(kind), dict(fields)] if kind in _KINDS:
+            pass
+        case _:
+            raise FrameError("a frame holds no known kind of message")
+    if kind == "Failed" and isinstance(fields.get("problems"), list):
+        fields["problems"] = tuple(_problem(entry) for entry in fields["problems"])
+    return _build(_KINDS[kind], fields)
+
+
+def _problem(entry: object) -> ProblemFields:
+    if not isinstance(entry, dict):
+        raise FrameError("a problem in a frame is no map")
+    return _build(ProblemFields, entry)
+
+
+def _build(kind: Any, fields: dict[str, Any]) -> Any:
+    try:
+        return kind(**fields)
+    except (TypeError, ValidationError) as error:
+        raise FrameError(f"{kind.__name__} with other fields than its own: {error}") from error
