@@ -74,20 +74,17 @@ class PendingVector:
 
     def __init__(self, temporary: Path, dimension: int) -> None:
         self._temporary = temporary
-        descriptor = os.open(
-            temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE_MODE
-        )
+        # A new file, never a truncated one: somebody may still be reading the old pages.
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, PRIVATE_FILE_MODE)
         try:
             os.truncate(descriptor, 4 * dimension)
         finally:
             os.close(descriptor)
-        self.array: npt.NDArray[np.float32] = np.memmap(
-            temporary, dtype="<f4", mode="r+", shape=(dimension,)
-        )
+        self.array = np.memmap(temporary, dtype=np.float32, mode="r+", shape=(dimension,))
 
     def commit(self, final: Path) -> None:
         """Make it durable under ``final``; the array stays valid and is not to be written."""
-        assert isinstance(self.array, np.memmap)  # noqa: S101 - made so above
         self.array.flush()
         with self._temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -106,6 +103,8 @@ def map_vector(path: Path, dimension: int) -> npt.NDArray[np.float32]:
         size_bytes = path.stat().st_size
         if size_bytes != 4 * dimension:
             raise StoreError(f"{path}: {size_bytes} bytes, expected {4 * dimension}")
-        return np.memmap(path, dtype="<f4", mode="r", shape=(dimension,))
+        if dimension == 0:
+            return np.empty(0, dtype=np.float32)  # an empty file cannot be mapped
+        return np.memmap(path, dtype=np.float32, mode="r", shape=(dimension,))
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from error

@@ -29,6 +29,7 @@ from p2pfed.daemon.durable_files import (
     make_private_directory,
     map_vector,
 )
+from p2pfed.daemon.sendable import Sendable
 from p2pfed.errors import DamagedStateError, StoreError
 from p2pfed.protocol import limits
 from p2pfed.protocol.digests import vector_digest
@@ -94,16 +95,6 @@ class Generation:
     model: bytes
     replica: bytes
     optimiser: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class StoredEnvelope:
-    """An own sealed delta: enough to offer it again with the very same bytes."""
-
-    signed: SignedHeader
-    chunk_digests: bytes
-    payload_key: bytes
-    ciphertext: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,10 +253,10 @@ class Store:
     @contextmanager
     def outbox_file(self, sequence: int) -> Iterator[Any]:
         """The ciphertext of an own delta, to be written once and then never changed."""
-        with durable_file(self._ciphertext_path(sequence)) as file:
+        with durable_file(self.ciphertext_path(sequence)) as file:
             yield file
 
-    def _ciphertext_path(self, sequence: int) -> Path:
+    def ciphertext_path(self, sequence: int) -> Path:
         return self._outbox / f"{sequence}.sealed"
 
     def commit_published(
@@ -344,21 +335,21 @@ class Store:
             (KEPT_GENERATIONS,),
         )
 
-    def envelopes(self) -> list[StoredEnvelope]:
+    def envelopes(self) -> list[Sendable]:
         """The own deltas that can be sent again, oldest first."""
         rows = self._database.execute(
             "SELECT sequence, header, signature, chunk_digests, payload_key FROM envelopes "
             "ORDER BY sequence"
         ).fetchall()
         return [
-            StoredEnvelope(
+            Sendable(
                 parse_signed_header(header, signature),
                 chunk_digests,
                 payload_key,
-                self._ciphertext_path(sequence),
+                self.ciphertext_path(sequence),
             )
             for sequence, header, signature, chunk_digests, payload_key in rows
-            if self._ciphertext_path(sequence).exists()
+            if self.ciphertext_path(sequence).exists()
         ]
 
     def headers(self) -> list[SignedHeader]:
@@ -366,20 +357,31 @@ class Store:
         rows = self._database.execute("SELECT header, signature FROM headers").fetchall()
         return [parse_signed_header(header, signature) for header, signature in rows]
 
-    def replica_path(self, site: str, slot: int) -> Path:
-        """One of the two files of a neighbour's replica; the other one stays intact."""
-        return self._replicas / f"{site}.{slot}.f32"
-
     def writable_replica(self, site: str, slot: int, dimension: int) -> npt.NDArray[np.float32]:
-        """A slot to write a neighbour's next replica into, shape ``(dimension,)``."""
-        return PendingVector(self.replica_path(site, slot), dimension).array
+        """A slot to write a neighbour's next replica into, shape ``(dimension,)``.
+
+        The slot in use stays intact; ``keep_replica`` gives the written one its name.
+        """
+        path = self._replica_path(site, slot)
+        return PendingVector(path.with_name(path.name + TEMPORARY_SUFFIX), dimension).array
+
+    def keep_replica(self, site: str, slot: int) -> None:
+        """Name a written slot. Not synced: a neighbour can always send its replica again."""
+        path = self._replica_path(site, slot)
+        path.with_name(path.name + TEMPORARY_SUFFIX).rename(path)
+
+    def replica(self, site: str, slot: int, dimension: int) -> npt.NDArray[np.float32]:
+        """A neighbour's replica, mapped read-only, shape ``(dimension,)``."""
+        return map_vector(self._replica_path(site, slot), dimension)
+
+    def _replica_path(self, site: str, slot: int) -> Path:
+        return self._replicas / f"{site}.{slot}.f32"
 
     def replicas(self, dimension: int) -> dict[str, StoredReplica]:
         """What was held of each neighbour.
 
-        Replicas are not synced to disk on their own: a neighbour can always send its replica
-        again. One that a power cut damaged is known by its digest and counts as not held,
-        while its sequence number still keeps old headers out.
+        One that a power cut damaged is known by its digest and counts as not held, while its
+        sequence number still keeps old headers out.
         """
         found: dict[str, StoredReplica] = {}
         for site, slot, replica, round_number, sequence in self._database.execute(
@@ -387,7 +389,7 @@ class Store:
         ).fetchall():
             state = ReplicaState(replica, round_number, sequence)
             try:
-                intact = vector_digest(map_vector(self.replica_path(site, slot), dimension))
+                intact = vector_digest(self.replica(site, slot, dimension))
             except StoreError:
                 intact = NOTHING_HELD
             if intact != replica:
@@ -438,7 +440,8 @@ class Store:
             if path.stem not in named:
                 path.unlink()
         sequences = {
-            str(sequence) for (sequence,) in self._database.execute("SELECT sequence FROM envelopes")
+            str(sequence)
+            for (sequence,) in self._database.execute("SELECT sequence FROM envelopes")
         }
         for path in self._outbox.glob("*.sealed"):
             if path.stem not in sequences:

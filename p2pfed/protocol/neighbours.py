@@ -112,9 +112,7 @@ class Neighbour:
         if header.sequence <= self.highest_sequence():
             return OfferDecision(AnswerCode.STALE, "not newer than what is held")
         if header.replica_before not in (self.tip(), genesis):
-            return OfferDecision(
-                AnswerCode.NOT_NOW, "a delta before it is missing", Repair.AT_ONCE
-            )
+            return OfferDecision(AnswerCode.NOT_NOW, "a delta before it is missing", Repair.AT_ONCE)
         return OfferDecision(AnswerCode.SEND, "")
 
     def next_to_apply(self, round_number: int) -> SignedHeader | None:

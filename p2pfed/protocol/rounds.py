@@ -105,7 +105,7 @@ class RoundEngine:
         self.round_number = own.round_number
         self.phase = Phase.STARTING
         self._replica = own.replica
-        self._published = own.published
+        self.published = own.published
         self._retained = RetainedDeltas(list(retained))
         self._headers = headers
         self._quarantined = set(quarantined)
@@ -117,7 +117,7 @@ class RoundEngine:
         self._stopping = False
         self._commands: list[do.Command] = []
 
-    def handle(self, event: on.Event, now: float) -> list[do.Command]:
+    def handle(self, event: on.Event, now: float) -> list[do.Command]:  # noqa: PLR0912
         """Take one event and return what is to be done about it, in order.
 
         :raises LocalProtocolError: the shell reports something that it was not asked for.
@@ -141,7 +141,7 @@ class RoundEngine:
             case on.TrainingFinished() | on.TrainingFailed() | on.Published():
                 self._own_work_done(event, now)
             case on.OfferArrived():
-                self._answer_offer(event, now)
+                self._answer_offer(event)
             case on.PayloadReceived() | on.TransferAborted():
                 self._transfer_ended(event, now)
             case on.ReplicaUpdated() | on.PayloadRejected():
@@ -181,7 +181,7 @@ class RoundEngine:
     def _start(self, now: float) -> None:
         self._require(Phase.STARTING)
         self._meet_neighbours(now)
-        published = self._published
+        published = self.published
         if published is not None and published.header.round_number == self.round_number:
             self._collect(now)
         else:
@@ -245,7 +245,7 @@ class RoundEngine:
                 self._require_round(round_number)
                 self._catch_up()
                 self.phase = Phase.PUBLISHING
-                last = self._published
+                last = self.published
                 self._commands.append(
                     do.Publish(
                         self.round_number,
@@ -263,7 +263,7 @@ class RoundEngine:
             case on.Published(signed):
                 self._require(Phase.PUBLISHING)
                 self._require_round(signed.header.round_number)
-                self._published = signed
+                self.published = signed
                 self._replica = signed.header.replica_after
                 self._retained.add(signed)
                 self._collect(now)
@@ -280,14 +280,14 @@ class RoundEngine:
 
     def _collect(self, now: float) -> None:
         """Send the published delta and wait for the neighbours' own."""
-        assert self._published is not None  # noqa: S101 - both callers have just published
+        assert self.published is not None  # noqa: S101 - both callers have just published
         self.phase = Phase.COLLECTING
         self.deadline_at_seconds = now + self._plan.deadline_seconds
         self._commands.append(do.SetTimer(on.Timer.DEADLINE, self.deadline_at_seconds))
-        self._commands.append(do.FloodHeader(self._published, None))
+        self._commands.append(do.FloodHeader(self.published, None))
         for neighbour in self._of_this_round():
             if neighbour.linked and not neighbour.quarantined:
-                self._commands.append(do.SendDelta(neighbour.site, self._published.digest))
+                self._commands.append(do.SendDelta(neighbour.site, self.published.digest))
         self._release(now)
         self._try_close(now)
 
@@ -325,7 +325,7 @@ class RoundEngine:
             case on.NeighbourProgress():
                 neighbour.announced_round = event.round_number
 
-    def _answer_offer(self, event: on.OfferArrived, now: float) -> None:
+    def _answer_offer(self, event: on.OfferArrived) -> None:
         neighbour = self.neighbours.get(event.site)
         if neighbour is None:
             decision = OfferDecision(AnswerCode.REFUSED, "not a neighbour in this topology")
@@ -366,15 +366,11 @@ class RoundEngine:
 
     def _median_announced_round(self) -> int:
         announced = sorted(
-            n.announced_round
-            for n in self.neighbours.values()
-            if n.linked and not n.quarantined
+            n.announced_round for n in self.neighbours.values() if n.linked and not n.quarantined
         )
         return announced[(len(announced) - 1) // 2] if announced else 0
 
-    def _transfer_ended(
-        self, event: on.PayloadReceived | on.TransferAborted, now: float
-    ) -> None:
+    def _transfer_ended(self, event: on.PayloadReceived | on.TransferAborted, now: float) -> None:
         neighbour = self.neighbours.get(event.site)
         if neighbour is None or neighbour.arriving != event.signed:
             if isinstance(event, on.PayloadReceived):
@@ -397,9 +393,7 @@ class RoundEngine:
                 self._commands.append(do.ApplyPayload(neighbour.site, due))
         self._try_close(now)
 
-    def _payload_applied(
-        self, event: on.ReplicaUpdated | on.PayloadRejected, now: float
-    ) -> None:
+    def _payload_applied(self, event: on.ReplicaUpdated | on.PayloadRejected, now: float) -> None:
         neighbour = self.neighbours.get(event.site)
         if neighbour is None:
             return  # removed from the topology meanwhile
@@ -426,7 +420,7 @@ class RoundEngine:
         self._commands.append(do.RequestRepair(neighbour.site, neighbour.tip()))
 
     def _repair(self, event: on.WantArrived) -> None:
-        if self._published is None or event.replica_held == self._replica:
+        if self.published is None or event.replica_held == self._replica:
             return
         if event.site not in self.neighbours or self.neighbours[event.site].quarantined:
             return

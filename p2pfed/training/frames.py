@@ -9,7 +9,7 @@ of :class:`Progress` first. The end of the stream is the order to end.
 import dataclasses
 import struct
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgpack
 from pydantic import ConfigDict, Field, Strict, ValidationError
@@ -66,9 +66,14 @@ class Open:
 
 @dataclass(frozen=True, config=_STRICT)
 class Map:
-    """Map the shared memory, now that it has its size. Answered by :class:`Genesis`."""
+    """Map the shared memory, now that it has its size. Answered by :class:`Genesis`.
+
+    :ivar write_genesis: put the genesis model in ``parameters_out``. A process that replaces one
+        that died must not: the daemon may still be reading a round's result there.
+    """
 
     size_bytes: int
+    write_genesis: bool
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -123,7 +128,7 @@ class Ready:
 
 @dataclass(frozen=True, config=_STRICT)
 class Genesis:
-    """The genesis model stands in ``parameters_out``."""
+    """The memory is mapped; ``digest`` is the genesis model's, by ``vector_digest``."""
 
     digest: Annotated[bytes, Field(min_length=32, max_length=32)]
 
@@ -273,13 +278,16 @@ def decode(body: bytes) -> Message:
     return _build(_KINDS[kind], fields)
 
 
+Built = TypeVar("Built")
+
+
 def _problem(entry: object) -> ProblemFields:
     if not isinstance(entry, dict):
         raise FrameError("a problem in a frame is no map")
     return _build(ProblemFields, entry)
 
 
-def _build(kind: Any, fields: dict[str, Any]) -> Any:
+def _build(kind: type[Built], fields: dict[str, Any]) -> Built:
     try:
         return kind(**fields)
     except (TypeError, ValidationError) as error:

@@ -41,9 +41,7 @@ def optimiser_floats(model: torch.nn.Module, settings: LoopSettings) -> int:
     return scalars if settings.momentum else 0
 
 
-def install_state(
-    optimiser: torch.optim.Optimizer, settings: LoopSettings, vector: Vector
-) -> None:
+def install_state(optimiser: torch.optim.Optimizer, settings: LoopSettings, vector: Vector) -> None:
     """Give the optimiser the state in ``vector``, shape (s,)."""
     for parameter in _parameters(optimiser):
         state: dict[str, torch.Tensor] = optimiser.state[parameter]

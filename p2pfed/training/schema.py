@@ -109,9 +109,7 @@ def local_state(model: torch.nn.Module) -> dict[str, Any]:
     """A copy of what never travels, to be put back by :func:`restore_local_state`."""
     names = {name for name, _ in travelling(model)}
     return {
-        name: tensor.detach().clone()
-        for name, tensor in model.named_buffers()
-        if name not in names
+        name: tensor.detach().clone() for name, tensor in model.named_buffers() if name not in names
     }
 
 

@@ -1,0 +1,322 @@
+"""What a round does to vectors: publish the own one, rebuild neighbours', fold them in.
+
+Everything here blocks and is heavy; the runtime calls it in worker threads. Vectors are
+mapped files, read and written in chunks, so that a model may be larger than memory.
+"""
+
+import os
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from p2pfed.aggregation import NeighbourModel, Outcome, aggregate
+from p2pfed.daemon.sendable import Sendable
+from p2pfed.daemon.store import Generation, Store, StoredReplica
+from p2pfed.errors import RemoteProtocolError
+from p2pfed.keys import Identity
+from p2pfed.protocol import commands as do
+from p2pfed.protocol import limits
+from p2pfed.protocol.codecs import get_codec
+from p2pfed.protocol.digests import vector_digest
+from p2pfed.protocol.envelope import PAYLOAD_KEY_BYTES, PayloadContext
+from p2pfed.protocol.header import Header, Kind, SignedHeader, sign_header
+from p2pfed.protocol.neighbours import NOTHING_HELD, ReplicaState
+from p2pfed.protocol.plan import FederationPlan
+from p2pfed.protocol.publishing import Sealed, publish, publish_snapshot
+from p2pfed.protocol.receiving import apply_payload
+
+NORM_SAMPLES = 64  # accepted delta norms from which the running median is taken
+NORM_SAMPLES_NEEDED = 8  # fewer say too little to refuse anything by
+NORM_BOUND_FACTOR = 1000.0  # times the running median; beyond it a delta is damage, not training
+MIXING_CHUNK_PARAMETERS = 1 << 16
+SNAPSHOT_CODEC = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """The model after aggregation, on disk and mapped, with what the rule reports."""
+
+    digest: bytes
+    model: npt.NDArray[np.float32]
+    outcome: Outcome
+
+
+class RoundWork:
+    """The vectors of one peer and what is done with them; one call at a time.
+
+    :param genesis: the model all peers start from, shape (d,), float32.
+    :param rule: name of the aggregation rule.
+    :param mixing_step: gamma, the fraction of the aggregate's step that is taken.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        identity: Identity,
+        genesis: npt.NDArray[np.float32],
+        *,
+        codec: str,
+        rule: str,
+        byzantine_neighbours: int,
+        mixing_step: float,
+    ) -> None:
+        self._store = store
+        self._identity = identity
+        self._genesis = genesis
+        self._zero = np.broadcast_to(np.float32(0.0), genesis.shape)
+        self.genesis_digest = vector_digest(genesis)
+        self.dimension = genesis.shape[0]
+        self._codec = codec
+        self._rule = rule
+        self._byzantine_neighbours = byzantine_neighbours
+        self._mixing_step = mixing_step
+        self._replicas: dict[str, StoredReplica] = store.replicas(self.dimension)
+        self._delta_norms: deque[float] = deque(maxlen=NORM_SAMPLES)
+        generation = store.generation()
+        self.own_digest = generation.replica if generation else self.genesis_digest
+        self._trained_digest = (
+            generation.model if generation and generation.published else self.genesis_digest
+        )
+        self._optimiser_digest = generation.optimiser if generation else None
+        self._envelopes: dict[bytes, Sendable] = {}  # by header digest, oldest first
+        for item in store.envelopes():
+            self._retain(item)
+
+    def replica_states(self) -> dict[str, ReplicaState]:
+        return {site: stored.state for site, stored in self._replicas.items()}
+
+    def _own_replica(self) -> npt.NDArray[np.float32]:
+        if self.own_digest == self.genesis_digest:
+            return self._genesis
+        return self._store.vector(self.own_digest, self.dimension)
+
+    def _context(
+        self, plan: FederationPlan, kind: Kind, codec: str, round_number: int, sequence: int
+    ) -> PayloadContext:
+        shape = get_codec(codec)
+        return PayloadContext(
+            federation_id=plan.federation_id,
+            sender=self._identity.public_key,
+            kind=kind,
+            round_number=round_number,
+            sequence=sequence,
+            codec=codec,
+            payload_bytes=shape.payload_bytes(self.dimension),
+            chunk_count=shape.chunk_count(self.dimension),
+        )
+
+    def _sign(
+        self,
+        plan: FederationPlan,
+        context: PayloadContext,
+        sealed: Sealed,
+        *,
+        previous: bytes,
+        replica_before: bytes,
+    ) -> SignedHeader:
+        header = Header(
+            version=limits.PROTOCOL_VERSION,
+            federation_id=context.federation_id,
+            kind=context.kind,
+            sender=context.sender,
+            topology_digest=plan.topology_digest,
+            schema_digest=plan.schema_digest,
+            round_number=context.round_number,
+            sequence=context.sequence,
+            previous=previous,
+            replica_before=replica_before,
+            replica_after=sealed.replica_after,
+            codec=context.codec,
+            key_commitment=sealed.key_commitment,
+            chunks_root=sealed.chunks_root,
+            chunk_count=context.chunk_count,
+            payload_bytes=context.payload_bytes,
+            privacy_spend=0.0,
+            time_seconds=int(time.time()),
+        )
+        return sign_header(self._identity, header)
+
+    def publish(
+        self,
+        command: do.Publish,
+        plan: FederationPlan,
+        trained: npt.NDArray[np.float32],
+        optimiser: npt.NDArray[np.float32],
+    ) -> Sendable:
+        """Encode, seal and sign the trained model's change, and make all of it durable.
+
+        :param trained: shape (d,), float32.
+        :param optimiser: shape (s,), float32; the state that local training goes on from.
+        """
+        against_genesis = command.replica_before == self.genesis_digest
+        after = self._store.new_vector("replica", self.dimension)
+        key = os.urandom(PAYLOAD_KEY_BYTES)
+        context = self._context(
+            plan, Kind.DELTA, self._codec, command.round_number, command.sequence
+        )
+        with self._store.outbox_file(command.sequence) as file:
+            sealed = publish(
+                trained,
+                self._genesis if against_genesis else self._own_replica(),
+                after.array,
+                context=context,
+                key=key,
+                seed=int.from_bytes(os.urandom(8)),
+                write=file.write,
+            )
+        signed = self._sign(
+            plan,
+            context,
+            sealed,
+            previous=command.previous,
+            replica_before=command.replica_before,
+        )
+        self._store.keep_vector(after, sealed.replica_after)
+        self._trained_digest = self._store.put_vector(trained)
+        self._optimiser_digest = self._store.put_vector(optimiser)
+        generation = Generation(
+            round_number=command.round_number,
+            published=True,
+            model=self._trained_digest,
+            replica=sealed.replica_after,
+            optimiser=self._optimiser_digest,
+        )
+        self._store.commit_published(generation, signed, sealed.chunk_digests, key)
+        self.own_digest = sealed.replica_after
+        item = Sendable(
+            signed, sealed.chunk_digests, key, self._store.ciphertext_path(command.sequence)
+        )
+        self._retain(item)
+        return item
+
+    def envelope(self, header_digest: bytes) -> Sendable | None:
+        """A retained own delta, or None where it is too old."""
+        return self._envelopes.get(header_digest)
+
+    def retained(self) -> list[SignedHeader]:
+        """The headers of the own deltas that can be sent again, oldest first."""
+        return [item.signed for item in self._envelopes.values()]
+
+    def _retain(self, item: Sendable) -> None:
+        self._envelopes[item.signed.digest] = item
+        while len(self._envelopes) > limits.RETAINED_DELTAS:
+            del self._envelopes[next(iter(self._envelopes))]
+
+    def snapshot(self, published: SignedHeader, plan: FederationPlan, path: Path) -> Sendable:
+        """Seal the own published replica whole, for a neighbour that lost track of it.
+
+        It restates what ``published`` brought about, under the same round and sequence.
+        """
+        key = os.urandom(PAYLOAD_KEY_BYTES)
+        header = published.header
+        context = self._context(
+            plan, Kind.SNAPSHOT, SNAPSHOT_CODEC, header.round_number, header.sequence
+        )
+        scratch = self._store.new_vector("scratch", self.dimension)
+        try:
+            with path.open("wb") as file:
+                sealed = publish_snapshot(
+                    self._own_replica(), scratch.array, context=context, key=key, write=file.write
+                )
+        finally:
+            scratch.discard()
+        signed = self._sign(
+            plan, context, sealed, previous=published.digest, replica_before=NOTHING_HELD
+        )
+        return Sendable(signed, sealed.chunk_digests, key, path, throw_away=True)
+
+    def apply(self, site: str, signed: SignedHeader, chunks: Iterable[bytes]) -> None:
+        """Move a neighbour's replica on by a received payload.
+
+        The new replica goes to the neighbour's other slot, so that a payload that turns out to
+        lie leaves the old one as it was.
+
+        :param chunks: the decrypted payload, in order.
+        :raises RemoteProtocolError: it is not what its header promises.
+        """
+        header = signed.header
+        stored = self._replicas.get(site)
+        slot = 1 - stored.slot if stored else 0
+        out = self._store.writable_replica(site, slot, self.dimension)
+        snapshot = header.kind is Kind.SNAPSHOT
+        applied = apply_payload(
+            chunks,
+            header,
+            self._zero if snapshot else self._base(site, header),
+            out,
+            max_norm=None if snapshot else self._norm_bound(),
+        )
+        if not snapshot:
+            self._delta_norms.append(applied.norm)
+        self._store.keep_replica(site, slot)
+        state = ReplicaState(header.replica_after, header.round_number, header.sequence)
+        self._replicas[site] = StoredReplica(state, slot)
+
+    def _base(self, site: str, header: Header) -> npt.NDArray[np.float32]:
+        if header.replica_before == self.genesis_digest:
+            return self._genesis
+        stored = self._replicas.get(site)
+        if stored is None or stored.state.replica != header.replica_before:
+            raise RemoteProtocolError("the delta builds on a replica that is not held")
+        return self._replica(site)
+
+    def _norm_bound(self) -> float | None:
+        if len(self._delta_norms) < NORM_SAMPLES_NEEDED:
+            return None
+        typical = statistics.median(self._delta_norms)
+        return NORM_BOUND_FACTOR * typical if typical > 0 else None
+
+    def _replica(self, site: str) -> npt.NDArray[np.float32]:
+        return self._store.replica(site, self._replicas[site].slot, self.dimension)
+
+    def mix(self, inputs: Iterable[do.AggregationInput]) -> Mixed:
+        """x = y + gamma (R(r; r_1..r_k) - r): fold the neighbours' replicas in.
+
+        Both ends of an edge mix the same two published replicas, so what the codec lost stays
+        with its owner and goes out with the next delta.
+
+        :raises AggregationError: the rule refuses an input; it names the neighbour.
+        """
+        own = self._own_replica()
+        trained = self._store.vector(self._trained_digest, self.dimension)
+        pending = self._store.new_vector("mixed", self.dimension)
+        models = [NeighbourModel(i.site, self._replica(i.site), i.weight) for i in inputs]
+        outcome = aggregate(
+            self._rule,
+            own,
+            models,
+            pending.array,
+            byzantine_neighbours=self._byzantine_neighbours,
+        )
+        step = np.float32(self._mixing_step)
+        for start in range(0, self.dimension, MIXING_CHUNK_PARAMETERS):
+            part = slice(start, start + MIXING_CHUNK_PARAMETERS)
+            pending.array[part] = trained[part] + step * (pending.array[part] - own[part])
+        digest = vector_digest(pending.array)
+        self._store.keep_vector(pending, digest)
+        return Mixed(digest, pending.array, outcome)
+
+    def commit(
+        self,
+        round_number: int,
+        mixed: Mixed,
+        headers: Mapping[tuple[bytes, int], SignedHeader],
+        record: Mapping[str, Any],
+    ) -> None:
+        """Make the mixed model the start of the next round."""
+        assert self._optimiser_digest is not None  # noqa: S101 - a round is published first
+        generation = Generation(
+            round_number=round_number + 1,
+            published=False,
+            model=mixed.digest,
+            replica=self.own_digest,
+            optimiser=self._optimiser_digest,
+        )
+        self._store.commit_round(generation, self._replicas, headers, record)

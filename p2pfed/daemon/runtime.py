@@ -1,0 +1,331 @@
+"""The shell of the round engine: carries out its commands with disk, trainer and network.
+
+``dispatch`` is synchronous and quick: it hands an event to the engine and starts what the
+commands ask for. Whatever takes time runs in a task or a worker thread of its own and ends in
+another ``dispatch``. All of it happens on one trio thread, so the engine needs no lock.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import structlog
+import trio
+
+from p2pfed.daemon.delta_exchange import ReceivedPayload, SendOutcome
+from p2pfed.daemon.links import Links
+from p2pfed.daemon.outbox import Outbox
+from p2pfed.daemon.round_times import RoundTimes
+from p2pfed.daemon.round_work import Mixed, RoundWork
+from p2pfed.daemon.store import Store
+from p2pfed.daemon.trainer import Trainer
+from p2pfed.errors import AggregationError, RemoteProtocolError, TrainingError
+from p2pfed.protocol import commands as do
+from p2pfed.protocol import events as on
+from p2pfed.protocol.evidence import HeaderLog
+from p2pfed.protocol.header import SignedHeader
+from p2pfed.protocol.messages import EquivocationProof, HeaderNotice, Want
+from p2pfed.protocol.plan import FederationPlan
+from p2pfed.protocol.rounds import Phase, RoundEngine
+
+log = structlog.get_logger(__name__)
+
+HEAVY_THREADS = 2  # vector work at a time; more would only share the same memory bandwidth
+KEPT_NOTICES = 64
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class NeighbourCounts:
+    """What the status table shows of a neighbour beyond its link."""
+
+    last_delta_at_seconds: float | None = None
+    weight: float = 0.0
+
+
+class Runtime:
+    """One peer's engine at work.
+
+    :param peer_ids: the peer id of every member, by site name.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: RoundEngine,
+        plan: FederationPlan,
+        headers: HeaderLog,
+        work: RoundWork,
+        store: Store,
+        trainer: Trainer,
+        peer_ids: dict[str, str],
+    ) -> None:
+        self.engine = engine
+        self.plan = plan
+        self.work = work
+        self.store = store
+        self.trainer = trainer
+        self.peer_ids = peer_ids
+        self.links: Links
+        self.outbox: Outbox
+        self.times = RoundTimes()
+        self.halted = trio.Event()
+        self.changed: Callable[[], None] = lambda: None
+        self.metrics_before: dict[str, float] = {}
+        self.metrics_after: dict[str, float] = {}
+        self.training_loss: float | None = None
+        self.degraded = False
+        self.rounds_done = 0
+        self.deltas_accepted = 0
+        self.deltas_rejected: Counter[str] = Counter()
+        self.notices: deque[do.Notice] = deque(maxlen=KEPT_NOTICES)
+        self.counts: dict[str, NeighbourCounts] = {}
+        self._headers = headers
+        self._received: dict[bytes, ReceivedPayload] = {}
+        self._mixed: Mixed | None = None
+        self._timers: dict[on.Timer, trio.CancelScope] = {}
+        self._threads = trio.CapacityLimiter(HEAVY_THREADS)
+        self._one_job = trio.Lock()  # the store and the vectors take one caller at a time
+        self._answer: do.AnswerOffer | None = None
+        self._nursery: trio.Nursery
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run rounds until the engine halts.
+
+        :raises StoreError: the state cannot be written; the round is lost, nothing else.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            self.dispatch(on.Started())
+            await self.halted.wait()
+            nursery.cancel_scope.cancel()
+
+    def dispatch(self, event: on.Event) -> None:
+        """Tell the engine what happened and start what follows from it."""
+        now = trio.current_time()
+        commands = self.engine.handle(event, now)
+        self.times.entered(self.engine.phase, now)
+        for command in commands:
+            self._execute(command)
+        self.changed()
+
+    def answer_offer(self, site: str, signed: SignedHeader) -> do.AnswerOffer:
+        """What the engine answers to a neighbour's offer."""
+        self._answer = None
+        self.dispatch(on.OfferArrived(site, signed))
+        if self._answer is None:
+            return do.AnswerOffer(site, do.AnswerCode.NOT_NOW, "this peer is stopping")
+        return self._answer
+
+    def payload_received(self, site: str, received: ReceivedPayload) -> None:
+        self._received[received.signed.digest] = received
+        self.dispatch(on.PayloadReceived(site, received.signed))
+
+    def change_plan(self, plan: FederationPlan, peer_ids: dict[str, str]) -> None:
+        self.plan = plan
+        self.peer_ids = peer_ids
+        self.dispatch(on.PlanChanged(plan))
+
+    def _execute(self, command: do.Command) -> None:  # noqa: PLR0912 - one line a command
+        match command:
+            case do.SetTimer(timer, at_seconds):
+                self._cancel_timer(timer)
+                scope = self._timers[timer] = trio.CancelScope()
+                self._nursery.start_soon(self._run_timer, timer, at_seconds, scope)
+            case do.CancelTimer(timer):
+                self._cancel_timer(timer)
+            case do.Train():
+                self._nursery.start_soon(self._train, command)
+            case do.Publish():
+                self._nursery.start_soon(self._publish, command)
+            case do.SendDelta(site, header_digest):
+                item = self.work.envelope(header_digest)
+                if item is not None:
+                    self.outbox.send(self.peer_ids[site], item)
+            case do.SendSnapshot(site):
+                self._nursery.start_soon(self._send_snapshot, site)
+            case do.AnswerOffer():
+                self._answer = command
+            case do.ApplyPayload(site, signed):
+                self._nursery.start_soon(self._apply, site, signed)
+            case do.DiscardPayload(_, signed):
+                self._discard(signed)
+            case do.RequestRepair(site, replica_held):
+                self.links.post(self.peer_ids[site], Want(replica_held))
+            case do.FloodHeader(signed, except_site):
+                self._flood(HeaderNotice(signed.encoded, signed.signature), except_site)
+            case do.Quarantine(site, first, second):
+                self._nursery.start_soon(self._quarantine, site, first, second)
+            case do.Aggregate():
+                self._nursery.start_soon(self._aggregate, command)
+            case do.CommitRound(round_number):
+                self._nursery.start_soon(self._commit, round_number)
+            case do.Notice():
+                self._take_notice(command)
+            case do.Halt():
+                self.halted.set()
+
+    def _cancel_timer(self, timer: on.Timer) -> None:
+        scope = self._timers.pop(timer, None)
+        if scope is not None:
+            scope.cancel()
+
+    async def _run_timer(self, timer: on.Timer, at_seconds: float, scope: trio.CancelScope) -> None:
+        with scope:
+            await trio.sleep_until(at_seconds)
+            if self._timers.get(timer) is scope:
+                del self._timers[timer]
+                self.dispatch(on.TimerFired(timer))
+
+    async def _in_thread(self, job: Callable[[], T]) -> T:
+        """Run vector work off the event loop. It is never abandoned half-way: a cancelled
+        daemon waits for it, so that no thread writes to a store that was closed."""
+        async with self._one_job:
+            return await trio.to_thread.run_sync(job, limiter=self._threads)
+
+    async def _train(self, command: do.Train) -> None:
+        try:
+            trained = await self.trainer.train(command.round_number, command.local_steps)
+        except TrainingError as error:
+            self.dispatch(on.TrainingFailed(command.round_number, str(error)))
+            return
+        self.training_loss = trained.loss
+        self.dispatch(on.TrainingFinished(command.round_number))
+
+    async def _publish(self, command: do.Publish) -> None:
+        job = partial(
+            self.work.publish,
+            command,
+            self.plan,
+            self.trainer.parameters_out,
+            self.trainer.optimiser_out,
+        )
+        item = await self._in_thread(job)
+        self.dispatch(on.Published(item.signed))
+        self._nursery.start_soon(self._evaluate_trained)
+
+    async def _evaluate_trained(self) -> None:
+        self.metrics_before = await self._evaluate("out")
+        self.changed()
+
+    async def _evaluate(self, which: str) -> dict[str, float]:
+        """Metrics on this site's hold-out; a failing evaluation never stops a round."""
+        try:
+            return dict((await self.trainer.evaluate(which)).metrics)
+        except TrainingError as error:
+            log.warning("evaluation failed", reason=str(error))
+            return {}
+
+    async def _send_snapshot(self, site: str) -> None:
+        published = self.engine.published
+        if published is None:
+            return
+        path = self.store.directory / "outbox" / f"snapshot-{site}.partial"
+        item = await self._in_thread(partial(self.work.snapshot, published, self.plan, path))
+        self.outbox.send(self.peer_ids[site], item)
+
+    async def _apply(self, site: str, signed: SignedHeader) -> None:
+        received = self._received.pop(signed.digest)
+        try:
+            with received:
+                await self._in_thread(partial(self.work.apply, site, signed, received.chunks()))
+        except RemoteProtocolError as error:
+            self.dispatch(on.PayloadRejected(site, signed, str(error)))
+            return
+        self.deltas_accepted += 1
+        counts = self.counts.setdefault(site, NeighbourCounts())
+        counts.last_delta_at_seconds = trio.current_time()
+        self.dispatch(on.ReplicaUpdated(site, signed))
+
+    def _discard(self, signed: SignedHeader) -> None:
+        received = self._received.pop(signed.digest, None)
+        if received is not None:
+            received.close()
+
+    def _flood(self, message: HeaderNotice | EquivocationProof, except_site: str | None) -> None:
+        for site in self.engine.neighbours:
+            if site != except_site:
+                self.links.post(self.peer_ids[site], message)
+
+    async def _quarantine(self, site: str, first: SignedHeader, second: SignedHeader) -> None:
+        log.error(
+            "equivocation: a site signed two different deltas for one round; it is quarantined",
+            site=site,
+            round=first.header.round_number,
+        )
+        await self._in_thread(partial(self.store.add_equivocation, site, first, second))
+        proof = EquivocationProof(first.encoded, first.signature, second.encoded, second.signature)
+        self._flood(proof, except_site=site)
+
+    async def _aggregate(self, command: do.Aggregate) -> None:
+        try:
+            self._mixed = await self._in_thread(partial(self.work.mix, command.inputs))
+        except AggregationError as error:
+            self.dispatch(on.AggregationFailed(command.round_number, error.site, str(error)))
+            return
+        self.degraded = bool(command.left_out)
+        weights = self._mixed.outcome.weights
+        for site in (*weights, *command.left_out):
+            self.counts.setdefault(site, NeighbourCounts()).weight = weights.get(site, 0.0)
+        self.dispatch(on.AggregationFinished(command.round_number))
+
+    async def _commit(self, round_number: int) -> None:
+        mixed = self._mixed
+        assert mixed is not None  # noqa: S101 - the engine commits what it aggregated
+        await self._in_thread(partial(self._hand_to_trainer, mixed))
+        self.metrics_after = await self._evaluate("in")
+        outcome = mixed.outcome
+        record = {
+            "round": round_number,
+            "rule": outcome.rule,
+            "weights": dict(outcome.weights),
+            "dropped": list(outcome.dropped),
+            "degraded": self.degraded,
+            "model": mixed.digest.hex(),
+            "training_loss": self.training_loss,
+            "before": self.metrics_before,
+            "after": self.metrics_after,
+        }
+        headers = self._headers.entries()
+        await self._in_thread(partial(self.work.commit, round_number, mixed, headers, record))
+        self._mixed = None
+        self.rounds_done += 1
+        log.info(
+            "round done",
+            round=round_number,
+            degraded=self.degraded,
+            **{name: round(value, 4) for name, value in self.metrics_after.items()},
+        )
+        self.dispatch(on.RoundCommitted(round_number))
+
+    def _hand_to_trainer(self, mixed: Mixed) -> None:
+        self.trainer.parameters_in[:] = mixed.model
+        self.trainer.optimiser_in[:] = self.trainer.optimiser_out
+
+    def _take_notice(self, notice: do.Notice) -> None:
+        self.notices.append(notice)
+        if notice.kind in (do.NoticeKind.DELTA_REFUSED, do.NoticeKind.DELTA_REJECTED):
+            self.deltas_rejected[notice.kind.value] += 1
+        quiet = notice.kind in (do.NoticeKind.FINISHED, do.NoticeKind.ROUND_SKIPPED)
+        (log.info if quiet else log.warning)(
+            notice.kind.value.replace("_", " "),
+            round=notice.round_number,
+            site=notice.site,
+            detail=notice.detail,
+        )
+
+    def delta_sent(self, site: str, signed: SignedHeader, outcome: SendOutcome) -> None:
+        """Note how a transfer to a neighbour ended."""
+        log.debug("sent", site=site, round=signed.header.round_number, outcome=str(outcome))
+
+    def sites_of(self, peer_ids: Iterable[str]) -> list[str]:
+        by_id = {peer_id: site for site, peer_id in self.peer_ids.items()}
+        return sorted(by_id[peer_id] for peer_id in peer_ids if peer_id in by_id)
+
+    @property
+    def finished(self) -> bool:
+        return self.engine.phase is Phase.FINISHED

@@ -1,0 +1,67 @@
+"""Equivocation: two signed delta headers of one sender for one round are proof by themselves."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from p2pfed.errors import AuthenticationError
+from p2pfed.protocol import limits
+from p2pfed.protocol.header import Kind, SignedHeader, parse_signed_header
+
+
+def verify_equivocation(
+    first: tuple[bytes, bytes], second: tuple[bytes, bytes]
+) -> tuple[SignedHeader, SignedHeader]:
+    """Check a proof that somebody passes on; each half is (encoded header, signature).
+
+    :raises RemoteProtocolError: a half is malformed or not signed, or they do not conflict.
+    """
+    one, other = parse_signed_header(*first), parse_signed_header(*second)
+    if not conflict(one, other):
+        raise AuthenticationError("these two headers do not prove an equivocation")
+    return one, other
+
+
+def conflict(one: SignedHeader, other: SignedHeader) -> bool:
+    """Whether two verified headers cannot both come from an honest sender."""
+    a, b = one.header, other.header
+    return (
+        a.kind is Kind.DELTA
+        and b.kind is Kind.DELTA
+        and a.federation_id == b.federation_id
+        and a.sender == b.sender
+        and a.round_number == b.round_number
+        and one.digest != other.digest
+    )
+
+
+class HeaderLog:
+    """The delta headers heard of, one a sender and round, oldest forgotten first.
+
+    Bounded by ``HEADER_LOG_ENTRIES``; a lie about a round that is forgotten goes unnoticed,
+    but a delta for such a round is too old to be applied.
+    """
+
+    def __init__(self, headers: Iterable[SignedHeader] = ()) -> None:
+        self._entries: OrderedDict[tuple[bytes, int], SignedHeader] = OrderedDict()
+        for signed in headers:
+            self.observe(signed)
+
+    def observe(self, signed: SignedHeader) -> SignedHeader | None:
+        """Note a verified delta header.
+
+        :returns: ``signed`` itself where it is new, None where it was known already, and the
+            *other* header where it contradicts one that was known.
+        """
+        key = (signed.header.sender, signed.header.round_number)
+        known = self._entries.get(key)
+        if known is not None:
+            return known if conflict(known, signed) else None
+        self._entries[key] = signed
+        while len(self._entries) > limits.HEADER_LOG_ENTRIES:
+            self._entries.popitem(last=False)
+        return signed
+
+    def entries(self) -> Mapping[tuple[bytes, int], SignedHeader]:
+        """What is known, by sender and round, as a snapshot."""
+        return MappingProxyType(dict(self._entries))

@@ -1,0 +1,217 @@
+"""Reading a site's CSV or Parquet file into features and labels, or saying what is wrong with it.
+
+Messages name file, column and row number, never the content of a cell.
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from p2pfed.errors import DataError, Problem
+from p2pfed.training.columns import Column, encode_column, feature_count, missing_cells, numbers
+
+MAX_FILE_BYTES = 4 * 1024**3
+MAX_FEATURE_BYTES = 16 * 1024**3
+ROWS_A_CHUNK = 65_536
+MAX_NAMED_COLUMNS = 20
+
+PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
+
+ExtraColumns = Literal["refuse", "ignore"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A site's records.
+
+    :ivar features: shape (n, features), float32.
+    :ivar labels: shape (n,), float32, 0 or 1.
+    """
+
+    features: NDArray[np.float32]
+    labels: NDArray[np.float32]
+
+    def rows(self, indices: NDArray[np.int64]) -> "Table":
+        return Table(self.features[indices], self.labels[indices])
+
+
+def read_table(
+    path: Path, columns: Sequence[Column], label: str, extra_columns: ExtraColumns
+) -> Table:
+    """Read a table: CSV with a header line, or Parquet by its suffix.
+
+    Only the declared columns are parsed, a chunk of rows at a time.
+
+    :raises DataError: with every problem found: no such file, too large, empty, columns that
+        are missing or undeclared, cells that do not fit, a label that is missing or not 0 or 1.
+    """
+    try:
+        size_bytes = path.stat().st_size
+    except OSError as error:
+        raise _refusal(path, f"cannot be read: {error.strerror}", "check [data] path") from error
+    if path.is_dir():
+        raise _refusal(path, "is a directory", "name the file itself in [data] path")
+    if size_bytes == 0:
+        raise _refusal(path, "is empty", "export the table again")
+    if size_bytes > MAX_FILE_BYTES:
+        raise _refusal(path, f"is larger than {MAX_FILE_BYTES} bytes", "write a smaller table")
+
+    wanted = [*(column.name for column in columns), label]
+    try:
+        if path.suffix.lower() in PARQUET_SUFFIXES:
+            return _read_chunks(path, _parquet_chunks(path, wanted, extra_columns), columns, label)
+        return _read_chunks(path, _csv_chunks(path, wanted, extra_columns), columns, label)
+    except UnicodeDecodeError as error:
+        raise _refusal(path, "is not UTF-8 text", "save it as UTF-8") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, pyarrow.ArrowInvalid) as error:
+        kind = "Parquet" if path.suffix.lower() in PARQUET_SUFFIXES else "CSV"
+        raise _refusal(path, f"is not valid {kind}: {_first_line(error)}", None) from error
+    except OSError as error:
+        raise _refusal(path, f"cannot be read: {error.strerror or error}", None) from error
+
+
+def _csv_chunks(
+    path: Path, wanted: list[str], extra_columns: ExtraColumns
+) -> Iterator[pd.DataFrame]:
+    header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
+    _check_columns(path, [str(name) for name in header.iloc[0]], wanted, extra_columns)
+    with pd.read_csv(
+        path,
+        usecols=wanted,
+        dtype=str,
+        keep_default_na=False,
+        index_col=False,
+        chunksize=ROWS_A_CHUNK,
+    ) as chunks:
+        yield from chunks
+
+
+def _parquet_chunks(
+    path: Path, wanted: list[str], extra_columns: ExtraColumns
+) -> Iterator[pd.DataFrame]:
+    with pyarrow.parquet.ParquetFile(path) as file:
+        _check_columns(path, list(file.schema_arrow.names), wanted, extra_columns)
+        for batch in file.iter_batches(batch_size=ROWS_A_CHUNK, columns=wanted):
+            yield batch.to_pandas()
+
+
+def _check_columns(
+    path: Path, present: list[str], wanted: list[str], extra_columns: ExtraColumns
+) -> None:
+    problems = []
+    extra = [name for name in present if name not in wanted]
+    for name in wanted:
+        if name not in present:
+            near = difflib.get_close_matches(name, extra, n=1)
+            remedy = f"is it the file's {near[0]!r}?" if near else "add it to the table"
+            problems.append(Problem(path, name, None, "no such column in this file", remedy))
+        elif present.count(name) > 1:
+            problems.append(Problem(path, name, None, "the column stands twice in this file"))
+    if extra_columns == "refuse":
+        problems += [
+            Problem(
+                path,
+                name,
+                None,
+                "the topology file declares no such column",
+                'remove it, or set extra_columns = "ignore" in [data]',
+            )
+            for name in extra[:MAX_NAMED_COLUMNS]
+        ]
+    if problems:
+        raise DataError(problems)
+
+
+@dataclass
+class _Found:
+    """The rows with one fault of one column: how many, and the first, counted from 1."""
+
+    remedy: str
+    first_row: int
+    rows: int
+
+
+@dataclass
+class _Faults:
+    found: dict[tuple[str, str], _Found] = field(default_factory=dict)
+
+    def add(
+        self, column: str, reason: str, remedy: str, rows: NDArray[np.bool_], offset: int
+    ) -> None:
+        if not rows.any():
+            return
+        first = offset + int(np.argmax(rows)) + 1
+        entry = self.found.setdefault((column, reason), _Found(remedy, first, 0))
+        entry.rows += int(rows.sum())
+
+    def problems(self, path: Path) -> list[Problem]:
+        problems = []
+        for (column, reason), entry in self.found.items():
+            more = f" (and in {entry.rows - 1} more)" if entry.rows > 1 else ""
+            text = f"in data row {entry.first_row}{more} the value {reason}"
+            problems.append(Problem(path, column, None, text, entry.remedy))
+        return problems
+
+
+def _read_chunks(
+    path: Path, chunks: Iterator[pd.DataFrame], columns: Sequence[Column], label: str
+) -> Table:
+    faults = _Faults()
+    features: list[NDArray[np.float32]] = []
+    labels: list[NDArray[np.float32]] = []
+    rows = 0
+    for chunk in chunks:
+        encoded = [encode_column(column, chunk[column.name]) for column in columns]
+        for column, part in zip(columns, encoded, strict=True):
+            for fault in part.faults:
+                faults.add(column.name, fault.reason, fault.remedy, fault.rows, rows)
+        features.append(np.concatenate([part.features for part in encoded], axis=1))
+        labels.append(_labels(chunk[label], label, faults, rows))
+        rows += len(chunk)
+        if rows * feature_count(columns) * 4 > MAX_FEATURE_BYTES:
+            raise _refusal(path, f"has over {MAX_FEATURE_BYTES} bytes of features", None)
+    if not rows:
+        raise _refusal(path, "has a header and no rows", "export the table again")
+    problems = faults.problems(path)
+    if problems:
+        raise DataError(problems)
+    return Table(np.concatenate(features), np.concatenate(labels))
+
+
+def _labels(
+    cells: "pd.Series[Any]", label: str, faults: _Faults, offset: int
+) -> NDArray[np.float32]:
+    missing = missing_cells(cells)
+    values, unreadable = numbers(cells, missing)
+    other = unreadable | (~missing & ~np.isin(values, (0.0, 1.0)))
+    faults.add(label, "is missing", "a record without its label cannot be used", missing, offset)
+    faults.add(label, "is neither 0 nor 1", "the tabular task tells two classes", other, offset)
+    return values.astype(np.float32)
+
+
+def constant_columns(table: Table, columns: Sequence[Column]) -> list[str]:
+    """Names of the columns that say nothing here: every record has the same features in them."""
+    constant = (table.features == table.features[0]).all(axis=0)
+    names = []
+    start = 0
+    for column in columns:
+        if constant[start : start + column.features].all():
+            names.append(column.name)
+        start += column.features
+    return names
+
+
+def _refusal(path: Path, reason: str, remedy: str | None) -> DataError:
+    return DataError([Problem(path, "", None, reason, remedy)])
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]

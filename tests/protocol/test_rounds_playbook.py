@@ -1,0 +1,446 @@
+"""Playbooks of the round engine: events in, the exact commands out."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from p2pfed.errors import LocalProtocolError
+from p2pfed.protocol import commands as do
+from p2pfed.protocol import events as on
+from p2pfed.protocol.evidence import HeaderLog
+from p2pfed.protocol.header import Header, Kind, SignedHeader
+from p2pfed.protocol.messages import AnswerCode
+from p2pfed.protocol.neighbours import NEVER_PUBLISHED, NOTHING_HELD, ReplicaState
+from p2pfed.protocol.plan import FederationPlan
+from p2pfed.protocol.rounds import NO_HEADER, OwnState, Phase, RoundEngine
+
+GENESIS = b"G" * 32
+TOPOLOGY = b"T" * 32
+SCHEMA = b"S" * 32
+FEDERATION = b"F" * 32
+
+
+def plan(sites: str = "bc", **changes: object) -> FederationPlan:
+    weights: Mapping[str, float] = {site: 1 / (len(sites) + 1) for site in sites}
+    settings: dict[str, object] = {
+        "topology_digest": TOPOLOGY,
+        "schema_digest": SCHEMA,
+        "federation_id": FEDERATION,
+        "genesis_replica": GENESIS,
+        "weights_of": lambda _round: weights,
+        "time_varying": False,
+        "total_rounds": 0,
+        "local_steps": 3,
+        "deadline_seconds": 60.0,
+        "quorum": 0.5,
+        "max_staleness": 1,
+    }
+    return FederationPlan(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+def name_of_replica(sender: str, round_number: int, variant: str = "") -> bytes:
+    return f"{sender}{round_number}{variant}".encode().ljust(32, b".")
+
+
+def signed(
+    sender: str,
+    round_number: int,
+    *,
+    before: bytes | None = None,
+    kind: Kind = Kind.DELTA,
+    variant: str = "",
+    topology: bytes = TOPOLOGY,
+) -> SignedHeader:
+    previous = name_of_replica(sender, round_number - 1) if round_number else GENESIS
+    header = Header(
+        version=1,
+        federation_id=FEDERATION,
+        kind=kind,
+        sender=sender.encode().ljust(32, b"-"),
+        topology_digest=topology,
+        schema_digest=SCHEMA,
+        round_number=round_number,
+        sequence=round_number + 1,
+        previous=NO_HEADER,
+        replica_before=previous if before is None else before,
+        replica_after=name_of_replica(sender, round_number, variant),
+        codec="int8",
+        key_commitment=bytes(32),
+        chunks_root=bytes(32),
+        chunk_count=1,
+        payload_bytes=10,
+        privacy_spend=0.0,
+        time_seconds=0,
+    )
+    digest = f"{kind}{sender}{round_number}{variant}".encode().ljust(32, b"#")
+    return SignedHeader(header=header, encoded=digest, signature=bytes(64), digest=digest)
+
+
+def engine(
+    sites: str = "bc",
+    *,
+    own: OwnState | None = None,
+    replicas: Mapping[str, ReplicaState] | None = None,
+    retained: tuple[SignedHeader, ...] = (),
+    **changes: object,
+) -> RoundEngine:
+    return RoundEngine(
+        plan(sites, **changes),
+        own or OwnState(0, GENESIS, None),
+        replicas or {},
+        retained,
+        HeaderLog(),
+        (),
+    )
+
+
+def linked(peer: RoundEngine, sites: str = "bc", round_number: int = 0) -> None:
+    for site in sites:
+        commands = peer.handle(on.LinkUp(site, round_number, GENESIS, NEVER_PUBLISHED), 0.0)
+        assert commands == []
+
+
+def collecting(sites: str = "bc", **changes: object) -> RoundEngine:
+    peer = engine(sites, **changes)
+    peer.handle(on.Started(), 0.0)
+    linked(peer, sites)
+    peer.handle(on.TrainingFinished(0), 1.0)
+    peer.handle(on.Published(signed("a", 0)), 2.0)
+    assert peer.phase is Phase.COLLECTING
+    return peer
+
+
+def answer_of(commands: list[do.Command]) -> do.AnswerOffer:
+    [answer] = [command for command in commands if isinstance(command, do.AnswerOffer)]
+    return answer
+
+
+def deliver(peer: RoundEngine, delta: SignedHeader, now: float) -> list[do.Command]:
+    """An offer, its payload and its application, as the shell reports them."""
+    site = chr(delta.header.sender[0])
+    answer = peer.handle(on.OfferArrived(site, delta), now)
+    assert do.AnswerOffer(site, AnswerCode.SEND, "") in answer
+    assert do.ApplyPayload(site, delta) in peer.handle(on.PayloadReceived(site, delta), now)
+    return peer.handle(on.ReplicaUpdated(site, delta), now)
+
+
+def test_a_whole_round_from_training_to_the_next() -> None:
+    peer = engine()
+    assert peer.handle(on.Started(), 0.0) == [do.Train(0, 3)]
+    linked(peer)
+    assert peer.handle(on.TrainingFinished(0), 1.0) == [do.Publish(0, 1, NO_HEADER, GENESIS)]
+    mine = signed("a", 0)
+    assert peer.handle(on.Published(mine), 2.0) == [
+        do.SetTimer(on.Timer.DEADLINE, 62.0),
+        do.FloodHeader(mine, None),
+        do.SendDelta("b", mine.digest),
+        do.SendDelta("c", mine.digest),
+    ]
+    assert deliver(peer, signed("b", 0), 3.0) == []
+    assert deliver(peer, signed("c", 0), 4.0) == [
+        do.CancelTimer(on.Timer.DEADLINE),
+        do.CancelTimer(on.Timer.GRACE),
+        do.Aggregate(
+            0, (do.AggregationInput("b", 1 / 3, 0), do.AggregationInput("c", 1 / 3, 0)), ()
+        ),
+    ]
+    assert peer.handle(on.AggregationFinished(0), 5.0) == [do.CommitRound(0)]
+    assert peer.handle(on.RoundCommitted(0), 6.0) == [do.Train(1, 3)]
+    assert peer.handle(on.TrainingFinished(1), 7.0) == [
+        do.Publish(1, 2, mine.digest, mine.header.replica_after)
+    ]
+
+
+def test_at_the_deadline_a_quorum_closes_the_round_without_the_missing() -> None:
+    peer = collecting()
+    deliver(peer, signed("b", 0), 3.0)
+    commands = peer.handle(on.TimerFired(on.Timer.DEADLINE), 62.0)
+    assert do.Aggregate(0, (do.AggregationInput("b", 1 / 3, 0),), ("c",)) in commands
+    assert do.Notice(do.NoticeKind.ROUND_DEGRADED, 0, None, "without c") in commands
+
+
+def test_without_a_quorum_the_round_waits_and_says_so_once() -> None:
+    peer = collecting("bcd", quorum=0.6)
+    deliver(peer, signed("b", 0), 3.0)
+    [notice] = peer.handle(on.TimerFired(on.Timer.DEADLINE), 62.0)
+    assert isinstance(notice, do.Notice)
+    assert notice.kind is do.NoticeKind.QUORUM_MISSING
+    assert peer.handle(on.TimerFired(on.Timer.GRACE), 63.0) == []
+    commands = deliver(peer, signed("c", 0), 99.0)
+    assert any(isinstance(command, do.Aggregate) for command in commands)
+
+
+def test_a_neighbour_that_goes_down_is_waited_for_until_its_grace_ends() -> None:
+    peer = collecting()
+    deliver(peer, signed("b", 0), 3.0)
+    assert peer.handle(on.LinkDown("c"), 10.0) == [do.SetTimer(on.Timer.GRACE, 20.0)]
+    commands = peer.handle(on.TimerFired(on.Timer.GRACE), 20.0)
+    assert any(isinstance(command, do.Aggregate) for command in commands)
+
+
+def test_a_stale_replica_is_used_within_the_bound_and_left_out_beyond_it() -> None:
+    held = {"c": ReplicaState(name_of_replica("c", 3), 3, 4)}
+    own = OwnState(4, name_of_replica("a", 3), None)
+    for max_staleness, used in ((1, True), (0, False)):
+        peer = engine(own=own, replicas=held, max_staleness=max_staleness)
+        peer.handle(on.Started(), 0.0)
+        peer.handle(on.LinkUp("b", 4, GENESIS, NEVER_PUBLISHED), 0.0)
+        peer.handle(on.TrainingFinished(4), 1.0)
+        peer.handle(on.Published(signed("a", 4)), 2.0)
+        deliver(peer, signed("b", 4, before=GENESIS), 3.0)
+        commands = peer.handle(on.TimerFired(on.Timer.DEADLINE), 62.0)
+        [aggregate] = [c for c in commands if isinstance(c, do.Aggregate)]
+        assert (do.AggregationInput("c", 1 / 3, 1) in aggregate.inputs) is used
+        assert ("c" in aggregate.left_out) is not used
+
+
+def test_a_neighbour_that_never_published_is_left_out_even_in_the_first_round() -> None:
+    peer = collecting()
+    deliver(peer, signed("b", 0), 3.0)
+    commands = peer.handle(on.TimerFired(on.Timer.DEADLINE), 62.0)
+    [aggregate] = [c for c in commands if isinstance(c, do.Aggregate)]
+    assert aggregate.left_out == ("c",)
+
+
+def test_a_delta_of_the_next_round_is_kept_until_its_round() -> None:
+    peer = collecting()
+    deliver(peer, signed("b", 0), 3.0)
+    ahead = signed("b", 1)
+    peer.handle(on.OfferArrived("b", ahead), 4.0)
+    assert peer.handle(on.PayloadReceived("b", ahead), 4.0) == []
+    deliver(peer, signed("c", 0), 5.0)
+    peer.handle(on.AggregationFinished(0), 6.0)
+    assert peer.handle(on.RoundCommitted(0), 7.0) == [do.Train(1, 3), do.ApplyPayload("b", ahead)]
+
+
+def test_no_replica_changes_while_the_round_is_aggregated() -> None:
+    peer = collecting()
+    deliver(peer, signed("b", 0), 3.0)
+    deliver(peer, signed("c", 0), 4.0)
+    assert peer.phase is Phase.AGGREGATING
+    later = signed("b", 1)
+    peer.handle(on.OfferArrived("b", later), 5.0)
+    assert peer.handle(on.PayloadReceived("b", later), 5.0) == []
+
+
+def test_a_gap_in_the_chain_is_answered_with_a_request_for_what_is_missing() -> None:
+    peer = collecting()
+    commands = peer.handle(on.OfferArrived("b", signed("b", 1)), 3.0)
+    assert answer_of(commands).code is AnswerCode.NOT_NOW
+    assert do.RequestRepair("b", GENESIS) in commands
+
+
+def test_what_a_neighbour_misses_is_sent_from_the_retained_deltas_or_as_a_snapshot() -> None:
+    chain = tuple(signed("a", number) for number in range(3))
+    peer = engine(own=OwnState(3, name_of_replica("a", 2), chain[2]), retained=chain)
+    peer.handle(on.Started(), 0.0)
+    peer.handle(on.LinkUp("b", 3, GENESIS, NEVER_PUBLISHED), 0.0)
+    assert peer.handle(on.WantArrived("b", name_of_replica("a", 0)), 1.0) == [
+        do.SendDelta("b", chain[1].digest),
+        do.SendDelta("b", chain[2].digest),
+    ]
+    assert peer.handle(on.WantArrived("b", NOTHING_HELD), 1.0) == [do.SendSnapshot("b")]
+    assert peer.handle(on.WantArrived("b", name_of_replica("a", 2)), 1.0) == []
+    assert peer.handle(on.WantArrived("z", NOTHING_HELD), 1.0) == []
+
+
+def test_a_hello_that_shows_another_replica_starts_a_repair() -> None:
+    peer = engine()
+    peer.handle(on.Started(), 0.0)
+    assert peer.handle(on.LinkUp("b", 7, name_of_replica("b", 6), 6), 0.0) == [
+        do.RequestRepair("b", GENESIS)
+    ]
+
+
+def test_a_peer_that_fell_behind_publishes_under_its_neighbours_round() -> None:
+    peer = engine("bcd")
+    peer.handle(on.Started(), 0.0)
+    for site, number in (("b", 9), ("c", 8), ("d", 10**6)):
+        peer.handle(on.LinkUp(site, number, name_of_replica(site, number - 1), number - 1), 0.0)
+    notice, publish = peer.handle(on.TrainingFinished(0), 1.0)
+    assert isinstance(notice, do.Notice)
+    assert notice.kind is do.NoticeKind.ROUND_SKIPPED
+    assert publish == do.Publish(9, 10, NO_HEADER, GENESIS)
+
+
+def test_the_far_future_is_not_taken_from_one_liar() -> None:
+    peer = collecting("bcd")
+    commands = peer.handle(on.OfferArrived("b", signed("b", 10**6, before=GENESIS)), 3.0)
+    assert answer_of(commands).code is AnswerCode.NOT_NOW
+    assert not any(isinstance(command, do.RequestRepair) for command in commands)
+
+
+def test_the_same_delta_again_is_not_taken_twice_and_an_old_one_is_stale() -> None:
+    peer = collecting()
+    deliver(peer, signed("b", 0), 3.0)
+    [again] = peer.handle(on.OfferArrived("b", signed("b", 0)), 4.0)
+    assert again == do.AnswerOffer("b", AnswerCode.HAVE, "")
+    own = OwnState(5, name_of_replica("a", 4), None)
+    held = {"b": ReplicaState(name_of_replica("b", 4), 4, 5)}
+    later = engine(own=own, replicas=held)
+    later.handle(on.Started(), 0.0)
+    answer = answer_of(later.handle(on.OfferArrived("b", signed("b", 2)), 1.0))
+    assert answer.code is AnswerCode.STALE
+
+
+def test_after_a_lost_replica_a_snapshot_of_the_same_state_is_taken() -> None:
+    held = {"b": ReplicaState(NOTHING_HELD, 4, 5)}
+    peer = engine(own=OwnState(5, name_of_replica("a", 4), None), replicas=held)
+    peer.handle(on.Started(), 0.0)
+    assert peer.handle(on.LinkUp("b", 5, name_of_replica("b", 4), 4), 0.0) == [
+        do.RequestRepair("b", NOTHING_HELD)
+    ]
+    deliver(peer, signed("b", 4, kind=Kind.SNAPSHOT), 1.0)
+    assert peer.neighbours["b"].held.replica == name_of_replica("b", 4)
+
+
+def test_two_deltas_for_one_round_are_proof_and_end_the_sender() -> None:
+    peer = collecting()
+    first, second = signed("b", 0), signed("b", 0, variant="x")
+    deliver(peer, first, 3.0)
+    commands = peer.handle(on.HeaderHeard("c", "b", second), 4.0)
+    assert commands == [do.Quarantine("b", first, second)]
+    answer = answer_of(peer.handle(on.OfferArrived("b", signed("b", 1)), 5.0))
+    assert answer.code is AnswerCode.REFUSED
+    assert "b" not in peer.waited_for(5.0)
+    assert peer.delivered() == []
+
+
+def test_a_header_is_passed_on_once() -> None:
+    peer = collecting()
+    theirs = signed("z", 0)
+    assert peer.handle(on.HeaderHeard("c", "z", theirs), 3.0) == [do.FloodHeader(theirs, "c")]
+    assert peer.handle(on.HeaderHeard("b", "z", theirs), 3.0) == []
+
+
+def test_another_topology_is_refused_and_both_digests_are_named() -> None:
+    peer = collecting()
+    answer, notice = peer.handle(on.OfferArrived("b", signed("b", 0, topology=b"U" * 32)), 3.0)
+    assert isinstance(answer, do.AnswerOffer)
+    assert answer.code is AnswerCode.REFUSED
+    assert TOPOLOGY.hex()[:12] in answer.detail
+    assert (b"U" * 32).hex()[:12] in answer.detail
+    assert isinstance(notice, do.Notice)
+
+
+def test_a_stranger_is_refused() -> None:
+    peer = collecting()
+    [answer] = peer.handle(on.OfferArrived("z", signed("z", 0)), 3.0)
+    assert isinstance(answer, do.AnswerOffer)
+    assert answer.code is AnswerCode.REFUSED
+
+
+def test_a_payload_that_lies_is_left_out_and_the_round_goes_on() -> None:
+    peer = collecting()
+    deliver(peer, signed("c", 0), 3.0)
+    lie = signed("b", 0)
+    peer.handle(on.OfferArrived("b", lie), 3.0)
+    peer.handle(on.PayloadReceived("b", lie), 3.0)
+    [notice] = peer.handle(on.PayloadRejected("b", lie, "not finite"), 4.0)
+    assert notice == do.Notice(do.NoticeKind.DELTA_REJECTED, 0, "b", "not finite")
+    commands = peer.handle(on.TimerFired(on.Timer.DEADLINE), 62.0)
+    assert do.Aggregate(0, (do.AggregationInput("c", 1 / 3, 0),), ("b",)) in commands
+
+
+def test_a_neighbour_that_the_rule_refuses_is_excluded_from_this_round_only() -> None:
+    peer = collecting()
+    deliver(peer, signed("b", 0), 3.0)
+    deliver(peer, signed("c", 0), 4.0)
+    commands = peer.handle(on.AggregationFailed(0, "b", "not finite"), 5.0)
+    assert do.Aggregate(0, (do.AggregationInput("c", 1 / 3, 0),), ("b",)) in commands
+    peer.handle(on.AggregationFinished(0), 6.0)
+    peer.handle(on.RoundCommitted(0), 7.0)
+    assert peer.neighbours["b"].usable(1)
+
+
+def test_failed_training_publishes_nothing_and_is_tried_again() -> None:
+    peer = engine()
+    peer.handle(on.Started(), 0.0)
+    notice, timer = peer.handle(on.TrainingFailed(0, "NaN loss in batch 3"), 1.0)
+    assert isinstance(notice, do.Notice)
+    assert timer == do.SetTimer(on.Timer.RETRY, 6.0)
+    assert peer.handle(on.TimerFired(on.Timer.RETRY), 6.0) == [do.Train(0, 3)]
+
+
+def test_a_round_that_was_published_before_a_crash_goes_on_with_the_same_bytes() -> None:
+    mine = signed("a", 4)
+    own = OwnState(4, mine.header.replica_after, mine)
+    peer = engine(own=own, retained=(mine,))
+    commands = peer.handle(on.Started(), 100.0)
+    assert not any(isinstance(c, do.Train | do.Publish) for c in commands)
+    peer.handle(on.LinkUp("b", 4, GENESIS, NEVER_PUBLISHED), 100.0)
+    assert peer.handle(on.WantArrived("b", name_of_replica("a", 3)), 101.0) == [
+        do.SendDelta("b", mine.digest)
+    ]
+
+
+def test_the_last_round_finishes_and_the_peer_goes_on_answering() -> None:
+    peer = collecting(total_rounds=1)
+    deliver(peer, signed("b", 0), 3.0)
+    deliver(peer, signed("c", 0), 4.0)
+    peer.handle(on.AggregationFinished(0), 5.0)
+    [notice] = peer.handle(on.RoundCommitted(0), 6.0)
+    assert isinstance(notice, do.Notice)
+    assert notice.kind is do.NoticeKind.FINISHED
+    assert peer.phase is Phase.FINISHED
+    assert peer.handle(on.WantArrived("b", GENESIS), 7.0) == [
+        do.SendDelta("b", signed("a", 0).digest)
+    ]
+
+
+@pytest.mark.parametrize("stop_before", ["training", "collecting"])
+def test_a_stop_is_immediate_where_nothing_is_half_done(stop_before: str) -> None:
+    peer = collecting() if stop_before == "collecting" else engine()
+    if stop_before == "training":
+        peer.handle(on.Started(), 0.0)
+    assert peer.handle(on.StopRequested(), 9.0) == [do.Halt()]
+    assert peer.handle(on.TimerFired(on.Timer.DEADLINE), 62.0) == []
+
+
+def test_a_stop_waits_for_the_aggregation_that_is_under_way() -> None:
+    peer = collecting()
+    deliver(peer, signed("b", 0), 3.0)
+    deliver(peer, signed("c", 0), 4.0)
+    assert peer.handle(on.StopRequested(), 5.0) == []
+    assert peer.handle(on.AggregationFinished(0), 6.0) == [do.CommitRound(0)]
+    assert peer.handle(on.RoundCommitted(0), 7.0) == [do.Halt()]
+
+
+def test_a_stop_waits_for_the_delta_that_is_being_sealed() -> None:
+    peer = engine()
+    peer.handle(on.Started(), 0.0)
+    peer.handle(on.TrainingFinished(0), 1.0)
+    assert peer.handle(on.StopRequested(), 2.0) == []
+    assert peer.handle(on.Published(signed("a", 0)), 3.0)[-1] == do.Halt()
+
+
+def test_a_removed_neighbour_is_not_waited_for_and_a_new_one_is_met() -> None:
+    peer = collecting()
+    deliver(peer, signed("b", 0), 3.0)
+    commands = peer.handle(on.PlanChanged(plan("b")), 4.0)
+    assert any(isinstance(command, do.Aggregate) for command in commands)
+    peer.handle(on.AggregationFinished(0), 5.0)
+    peer.handle(on.RoundCommitted(0), 6.0)
+    peer.handle(on.PlanChanged(plan("bd")), 7.0)
+    assert sorted(peer.neighbours) == ["b", "d"]
+
+
+def test_on_a_graph_that_varies_deltas_are_taken_against_the_genesis_model() -> None:
+    peer = collecting(time_varying=True)
+    deliver(peer, signed("b", 0), 3.0)
+    deliver(peer, signed("c", 0), 4.0)
+    peer.handle(on.AggregationFinished(0), 5.0)
+    peer.handle(on.RoundCommitted(0), 6.0)
+    [publish] = peer.handle(on.TrainingFinished(1), 7.0)
+    assert isinstance(publish, do.Publish)
+    assert publish.replica_before == GENESIS
+    deliver(peer, signed("b", 1, before=GENESIS), 8.0)
+
+
+def test_a_shell_that_reports_what_was_not_asked_for_is_told_so() -> None:
+    peer = engine()
+    peer.handle(on.Started(), 0.0)
+    with pytest.raises(LocalProtocolError):
+        peer.handle(on.AggregationFinished(0), 1.0)
+    with pytest.raises(LocalProtocolError):
+        peer.handle(on.TrainingFinished(3), 1.0)
