@@ -3,9 +3,11 @@
 Messages name file, column and row number, never the content of a cell.
 """
 
+import csv
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,7 +73,7 @@ def read_table(
         return _read_chunks(path, _csv_chunks(path, wanted, extra_columns), columns, label)
     except UnicodeDecodeError as error:
         raise _refusal(path, "is not UTF-8 text", "save it as UTF-8") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, pyarrow.ArrowInvalid) as error:
+    except (csv.Error, pyarrow.ArrowInvalid) as error:
         kind = "Parquet" if path.suffix.lower() in PARQUET_SUFFIXES else "CSV"
         raise _refusal(path, f"is not valid {kind}: {_first_line(error)}", None) from error
     except OSError as error:
@@ -81,17 +83,27 @@ def read_table(
 def _csv_chunks(
     path: Path, wanted: list[str], extra_columns: ExtraColumns
 ) -> Iterator[pd.DataFrame]:
-    header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
-    _check_columns(path, [str(name) for name in header.iloc[0]], wanted, extra_columns)
-    with pd.read_csv(
-        path,
-        usecols=wanted,
-        dtype=str,
-        keep_default_na=False,
-        index_col=False,
-        chunksize=ROWS_A_CHUNK,
-    ) as chunks:
-        yield from chunks
+    # The csv module and not pandas, which drops what a row has more than the header: a decimal
+    # comma would shift the rest of the row unnoticed.
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        header = next(reader, [])
+        if len(header) == 1 and ";" in header[0]:
+            raise _refusal(path, "is separated by semicolons", "save it separated by commas")
+        _check_columns(path, header, wanted, extra_columns)
+        places = [header.index(name) for name in wanted]
+        filled = filter(None, reader)  # a blank line is read as an empty row
+        row_number = 0
+        while rows := list(islice(filled, ROWS_A_CHUNK)):
+            for row_number, row in enumerate(rows, start=row_number + 1):  # noqa: B020
+                if len(row) != len(header):
+                    raise _refusal(
+                        path,
+                        f"data row {row_number} has {len(row)} fields, the header {len(header)}",
+                        "quote text that has commas in it; write numbers with a decimal point",
+                    )
+            cells = ([row[place] for row in rows] for place in places)
+            yield pd.DataFrame(dict(zip(wanted, cells, strict=True)))
 
 
 def _parquet_chunks(

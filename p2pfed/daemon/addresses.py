@@ -1,0 +1,73 @@
+"""Where members can be dialled: the topology file, what they sign about themselves, and hints
+from the local network. The file is the operator's word; the rest can only add to it."""
+
+from collections.abc import Iterable, Mapping
+
+from p2pfed.keys import peer_id_from_public_key
+from p2pfed.protocol import limits
+from p2pfed.protocol.certificates import AddressRecord, parse_address_record
+
+MAX_HINTS = 4  # addresses a peer has been seen at on the local network
+
+
+class AddressBook:
+    """Every member's addresses.
+
+    :param listed: peer id to the addresses that the topology file gives.
+    """
+
+    def __init__(self, listed: Mapping[str, tuple[str, ...]]) -> None:
+        self._listed = dict(listed)
+        self._records: dict[str, tuple[AddressRecord, bytes]] = {}
+        self._hints: dict[str, list[str]] = {}
+        self._good: dict[str, str] = {}
+
+    def set_listed(self, listed: Mapping[str, tuple[str, ...]]) -> None:
+        """Take the addresses of a reloaded topology file; who is no member is forgotten."""
+        self._listed = dict(listed)
+        for known in (self._records, self._hints, self._good):
+            for peer_id in set(known) - set(listed):
+                del known[peer_id]  # type: ignore[attr-defined]
+
+    def learn_record(self, record: bytes) -> str | None:
+        """Take a member's signed addresses.
+
+        :returns: the peer id if it was news, which is then worth passing on, else None.
+        :raises RemoteProtocolError: malformed, or not signed by its owner.
+        """
+        parsed = parse_address_record(record)
+        peer_id = peer_id_from_public_key(parsed.owner)
+        if peer_id not in self._listed:
+            return None
+        known = self._records.get(peer_id)
+        if known is not None and known[0].sequence >= parsed.sequence:
+            return None
+        self._records[peer_id] = (parsed, record)
+        return peer_id
+
+    def learn_hint(self, peer_id: str, address: str) -> bool:
+        """Take an address seen on the local network; True if it was news of a member."""
+        hints = self._hints.setdefault(peer_id, []) if peer_id in self._listed else None
+        if hints is None or address in hints:
+            return False
+        hints.insert(0, address)
+        del hints[MAX_HINTS:]
+        return True
+
+    def worked(self, peer_id: str, address: str) -> None:
+        self._good[peer_id] = address
+
+    def addresses(self, peer_id: str) -> tuple[str, ...]:
+        """What to try, in this order: the last that worked, the file's, signed, hints."""
+        record = self._records.get(peer_id)
+        candidates: Iterable[str] = (
+            *([self._good[peer_id]] if peer_id in self._good else []),
+            *self._listed.get(peer_id, ()),
+            *(record[0].addresses if record else ()),
+            *self._hints.get(peer_id, ()),
+        )
+        return tuple(dict.fromkeys(candidates))[: 2 * limits.MAX_ADDRESSES]
+
+    def records(self) -> list[bytes]:
+        """Every member's newest signed record, to be passed on to a new neighbour."""
+        return [record for _, record in self._records.values()]

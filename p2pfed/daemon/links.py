@@ -1,0 +1,495 @@
+"""Links: one supervised connection to each neighbour, with a control stream on it.
+
+The peer with the lower id dials; the other gives it a head start and then dials as well, since
+it may be that only one end can reach the other. Both say hello, then the link carries
+heartbeats and the small messages of the protocol until it fails and is made again.
+"""
+
+import math
+import random
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import structlog
+import trio
+
+from p2pfed.daemon.addresses import AddressBook
+from p2pfed.daemon.transport import Stream, Transport
+from p2pfed.errors import (
+    IncompatiblePeerError,
+    P2pfedError,
+    RemoteProtocolError,
+    TransportError,
+)
+from p2pfed.keys import peer_id_from_public_key
+from p2pfed.protocol import limits
+from p2pfed.protocol.certificates import parse_certificate
+from p2pfed.protocol.messages import (
+    AddressRecordNotice,
+    FrameReader,
+    Goodbye,
+    Heartbeat,
+    HeartbeatReply,
+    Hello,
+    Message,
+    Refusal,
+    RefusalCode,
+    decode_message,
+    encode_message,
+)
+
+log = structlog.get_logger(__name__)
+
+DIAL_TIMEOUT_SECONDS = 15.0
+FIRST_RETRY_SECONDS = 0.2
+MAX_RETRY_SECONDS = 15.0
+DIAL_HEAD_START_SECONDS = 3.0  # of the peer with the lower id
+CONTROL_STREAM_TIMEOUT_SECONDS = 20.0  # for a connected dialler to open it
+REFUSED_RETRY_SECONDS = 30.0  # after an answer that only an operator can change
+HANDSHAKE_TIMEOUT_SECONDS = 60.0  # on a link of 0.3 MB/s a stream can take 9 s to open
+HEARTBEAT_SECONDS = 1.0
+LINK_TIMEOUT_SECONDS = 15.0  # without a byte from the neighbour, on any stream
+OUTGOING_MESSAGES = 256  # queued for a slow neighbour; more are dropped
+GOODBYE_TIMEOUT_SECONDS = 2.0
+ROUND_TRIP_GAIN = 0.125  # RFC 6298, section 2
+
+LinkPhase = Literal["connected", "dialling", "waiting", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkState:
+    """What an operator wants to know of a link; times are on trio's clock."""
+
+    phase: LinkPhase = "waiting"
+    since_seconds: float = 0.0
+    address: str | None = None
+    direction: str | None = None
+    round_trip_seconds: float | None = None
+    round_number: int | None = None
+    remote_phase: str | None = None
+    last_error: str | None = None
+    attempts: int = 0
+    refusal: str | None = None
+    software: str | None = None
+
+
+class LinkHandler(Protocol):
+    """What the links need of the daemon; every call is made on the trio thread."""
+
+    def local_hello(self) -> Hello: ...
+
+    def check_hello(self, peer_id: str, hello: Hello) -> Refusal | None:
+        """Whether the neighbour is of the same federation, with the same files."""
+
+    def link_up(self, peer_id: str, hello: Hello) -> None: ...
+
+    def link_down(self, peer_id: str, reason: str) -> None: ...
+
+    def heard(self, peer_id: str, message: Message) -> None:
+        """A message that is not about the link itself.
+
+        :raises RemoteProtocolError: it is not acceptable; the link is dropped.
+        """
+
+
+class _Link:
+    """The state of one neighbour's link."""
+
+    def __init__(self, peer_id: str, name: str) -> None:
+        self.peer_id = peer_id
+        self.name = name
+        self.state = LinkState(since_seconds=trio.current_time())
+        self.nudge = trio.Event()
+        self.ended = trio.Event()
+        self.outgoing: trio.MemorySendChannel[Message] | None = None
+        self.encryption_key: bytes | None = None
+        self.scope = trio.CancelScope()
+        self.control: trio.CancelScope | None = None
+        self.superseded = False
+        self.pings: dict[int, tuple[float, trio.Event]] = {}
+        self.next_token = 0
+        self.heard_at_seconds = trio.current_time()
+        self.received_bytes = 0
+
+    def change(self, phase: LinkPhase, **changes: object) -> None:
+        if phase != self.state.phase:
+            changes["since_seconds"] = trio.current_time()
+        self.state = replace(self.state, phase=phase, **changes)  # type: ignore[arg-type]
+
+
+class Links:
+    """All links of one daemon.
+
+    :param own_peer_id: decides who dials.
+    :param generator: of the jitter; a seeded one makes tests repeatable.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        own_peer_id: str,
+        book: AddressBook,
+        handler: LinkHandler,
+        generator: random.Random,
+    ) -> None:
+        self._transport = transport
+        self._own_peer_id = own_peer_id
+        self._book = book
+        self._handler = handler
+        self._random = generator
+        self._links: dict[str, _Link] = {}
+        self._wanted: dict[str, str] = {}
+        self._nursery: trio.Nursery | None = None
+        transport.set_handler(limits.CONTROL_PROTOCOL, self._accept)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self.set_neighbours(self._wanted)
+            task_status.started()
+            await trio.sleep_forever()
+
+    def set_neighbours(self, names: Mapping[str, str]) -> None:
+        """Keep links to exactly these peers (peer id to site name)."""
+        self._wanted = dict(names)
+        if self._nursery is None:
+            return
+        for peer_id in set(self._links) - set(names):
+            self._links.pop(peer_id).scope.cancel()
+        for peer_id in set(names) - set(self._links):
+            link = self._links[peer_id] = _Link(peer_id, names[peer_id])
+            self._nursery.start_soon(self._supervise, link)
+
+    def state(self, peer_id: str) -> LinkState | None:
+        link = self._links.get(peer_id)
+        return link.state if link else None
+
+    def encryption_key(self, peer_id: str) -> bytes | None:
+        """The certified X25519 key of a linked neighbour."""
+        link = self._links.get(peer_id)
+        return link.encryption_key if link and link.state.phase == "connected" else None
+
+    def nudge(self, peer_id: str) -> None:
+        """Try again at once: an address is new, or the local files changed."""
+        link = self._links.get(peer_id)
+        if link is not None:
+            link.nudge.set()
+
+    def nudge_all(self) -> None:
+        for link in self._links.values():
+            link.nudge.set()
+
+    def post(self, peer_id: str, message: Message) -> bool:
+        """Queue a message for a linked neighbour; False if it is not linked or too slow."""
+        link = self._links.get(peer_id)
+        if link is None or link.outgoing is None:
+            return False
+        try:
+            link.outgoing.send_nowait(message)
+        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+            return False
+        return True
+
+    async def ping(self, peer_id: str, timeout_seconds: float) -> float:
+        """Seconds for a heartbeat there and back.
+
+        :raises TransportError: not linked, or no answer in time.
+        """
+        link = self._links.get(peer_id)
+        if link is None or link.outgoing is None:
+            raise TransportError("there is no link to it now")
+        answered = trio.Event()
+        token = self._new_token(link, answered)
+        sent_at = link.pings[token][0]
+        hello = self._handler.local_hello()
+        self.post(peer_id, Heartbeat(token, hello.round_number, hello.phase))
+        with trio.move_on_after(timeout_seconds):
+            await answered.wait()
+            return trio.current_time() - sent_at
+        raise TransportError(f"no answer within {timeout_seconds:g} s")
+
+    async def reconnect(self, peer_id: str, reason: str) -> None:
+        """Drop the link so that both ends say hello again."""
+        self.nudge(peer_id)
+        await self._transport.drop(peer_id, reason)
+
+    async def say_goodbye(self, reason: str) -> None:
+        """Tell every neighbour that this daemon stops on purpose; bounded in time."""
+        linked = [peer_id for peer_id, link in self._links.items() if link.outgoing is not None]
+        for peer_id in linked:
+            self.post(peer_id, Goodbye(reason))
+        with trio.move_on_after(GOODBYE_TIMEOUT_SECONDS):
+            for peer_id in linked:
+                await self._links[peer_id].ended.wait()
+
+    async def _supervise(self, link: _Link) -> None:
+        with link.scope:
+            pause_seconds = FIRST_RETRY_SECONDS
+            if self._own_peer_id > link.peer_id:
+                await self._wait(link, DIAL_HEAD_START_SECONDS)
+            while True:
+                if self._transport.path(link.peer_id) is None:
+                    await self._dial(link)
+                if link.outgoing is None and self._transport.path(link.peer_id) is not None:
+                    await self._open_control(link)
+                if link.outgoing is not None:
+                    await link.ended.wait()
+                    pause_seconds = FIRST_RETRY_SECONDS
+                if link.state.phase == "refused":
+                    await self._wait(link, REFUSED_RETRY_SECONDS)
+                else:
+                    # Full jitter, so that peers that lost each other do not retry in step.
+                    await self._wait(link, self._random.uniform(0, pause_seconds))
+                    pause_seconds = min(2 * pause_seconds, MAX_RETRY_SECONDS)
+        await self._transport.drop(link.peer_id, "no longer a neighbour")
+
+    async def _wait(self, link: _Link, seconds: float) -> None:
+        """Pause, unless a nudge or an incoming link makes it pointless."""
+        with trio.move_on_after(seconds):
+            await link.nudge.wait()
+        link.nudge = trio.Event()
+
+    async def _dial(self, link: _Link) -> None:
+        addresses = self._book.addresses(link.peer_id)
+        if not addresses:
+            link.change("waiting", last_error="no address is known; waiting to be dialled")
+            return
+        if link.state.phase != "refused":
+            link.change("dialling")
+        for address in addresses:
+            link.state = replace(link.state, attempts=link.state.attempts + 1)
+            try:
+                await self._transport.dial(link.peer_id, address, DIAL_TIMEOUT_SECONDS)
+            except TransportError as error:
+                link.state = replace(link.state, last_error=str(error))
+                continue
+            self._book.worked(link.peer_id, address)
+            return
+        if link.state.phase != "refused":
+            link.change("waiting")
+
+    async def _open_control(self, link: _Link) -> None:
+        path = self._transport.path(link.peer_id)
+        if path is not None and path.direction == "inbound":
+            # The dialler opens the control stream; this end only waits for it.
+            await self._wait(link, CONTROL_STREAM_TIMEOUT_SECONDS)
+            if link.control is None:
+                await self._transport.drop(link.peer_id, "it opened no control stream")
+            return
+        try:
+            with trio.fail_after(HANDSHAKE_TIMEOUT_SECONDS):
+                stream = await self._transport.open_stream(link.peer_id, limits.CONTROL_PROTOCOL)
+        except (TransportError, trio.TooSlowError) as error:
+            link.state = replace(link.state, last_error=str(error) or "no answer")
+            await self._transport.drop(link.peer_id, "no control stream")
+            return
+        await self._serve(link, stream)
+
+    async def _accept(self, stream: Stream) -> None:
+        """The stream handler: a neighbour opened its control stream."""
+        link = self._links.get(stream.peer_id)
+        if link is None:
+            refusal = Refusal(
+                RefusalCode.NOT_A_NEIGHBOUR, "this site is no neighbour of yours in its topology"
+            )
+            await stream.send_all(encode_message(refusal))
+            await stream.close()
+            return
+        if link.control is not None:
+            # The neighbour knows better which of its streams is alive: the newest wins.
+            link.superseded = True
+            link.control.cancel()
+            await link.ended.wait()
+        await self._serve(link, stream)
+
+    async def _serve(self, link: _Link, stream: Stream) -> None:
+        """Say hello, then carry messages until the link ends."""
+        link.ended = trio.Event()
+        link.control = scope = trio.CancelScope()
+        reason = "the link ended"
+        up = False
+        try:
+            with scope:
+                reader = FrameReader()
+                hello = await self._handshake(link, stream, reader)
+                up = True
+                self._handler.link_up(link.peer_id, hello)
+                await self._carry(link, stream, reader)
+        except IncompatiblePeerError as error:
+            reason = str(error)
+            link.change("refused", refusal=reason, last_error=reason)
+        except (TransportError, RemoteProtocolError, trio.TooSlowError) as error:
+            reason = str(error) or "no answer in time"
+            link.state = replace(link.state, last_error=reason)
+        finally:
+            link.outgoing = None
+            link.control = None
+            if link.state.phase == "connected":
+                link.change("waiting", last_error=reason)
+            with trio.CancelScope(shield=True):
+                await stream.abort()
+                if self._links.get(link.peer_id) is link and not link.superseded:
+                    await self._transport.drop(link.peer_id, reason)
+            link.superseded = False
+            if up:
+                self._handler.link_down(link.peer_id, reason)
+            link.ended.set()
+
+    async def _handshake(self, link: _Link, stream: Stream, reader: FrameReader) -> Hello:
+        """Exchange hellos.
+
+        :raises IncompatiblePeerError: either end refuses the other; both then know why.
+        """
+        with trio.fail_after(HANDSHAKE_TIMEOUT_SECONDS):
+            await stream.send_all(encode_message(self._handler.local_hello()))
+            first = await self._next(stream, reader)
+            refusal = None
+            if isinstance(first, Hello):
+                refusal = self._check(link, first)
+                if refusal is not None:
+                    await stream.send_all(encode_message(refusal))
+                    # Leave the other end time to read why before the connection goes.
+                    await self._await_end(stream)
+            elif isinstance(first, Refusal):
+                raise IncompatiblePeerError(f"{link.name} refuses: {first.detail}")
+            else:
+                raise RemoteProtocolError("its first message is no hello")
+        if refusal is not None:
+            raise IncompatiblePeerError(refusal.detail)
+        return first
+
+    def _check(self, link: _Link, hello: Hello) -> Refusal | None:
+        if hello.version != limits.PROTOCOL_VERSION:
+            return Refusal(
+                RefusalCode.OTHER_VERSION,
+                f"{link.name} speaks protocol {hello.version}, this site "
+                f"{limits.PROTOCOL_VERSION}; install the same p2pfed release at both",
+            )
+        certificate = parse_certificate(hello.certificate)
+        if peer_id_from_public_key(certificate.owner) != link.peer_id:
+            raise RemoteProtocolError("its encryption key is certified by somebody else")
+        refusal = self._handler.check_hello(link.peer_id, hello)
+        if refusal is None:
+            link.encryption_key = certificate.encryption_key
+        return refusal
+
+    async def _next(self, stream: Stream, reader: FrameReader) -> Message:
+        while True:
+            for body in reader.feed(b""):
+                return decode_message(body)
+            data = await stream.receive_some()
+            if not data:
+                raise TransportError("the neighbour closed the link")
+            for body in reader.feed(data):
+                return decode_message(body)
+
+    @staticmethod
+    async def _await_end(stream: Stream) -> None:
+        with trio.move_on_after(GOODBYE_TIMEOUT_SECONDS):
+            try:
+                while await stream.receive_some():
+                    pass
+            except TransportError:
+                return
+
+    async def _carry(self, link: _Link, stream: Stream, reader: FrameReader) -> None:
+        path = self._transport.path(link.peer_id)
+        link.heard_at_seconds = trio.current_time()
+        link.pings.clear()
+        sender, receiver = trio.open_memory_channel[Message](OUTGOING_MESSAGES)
+        link.outgoing = sender
+        link.change(
+            "connected",
+            address=path.address if path else None,
+            direction=path.direction if path else None,
+            refusal=None,
+            last_error=None,
+            attempts=0,
+        )
+        log.info("link up", site=link.name, address=link.state.address)
+        for record in self._book.records():
+            self.post(link.peer_id, AddressRecordNotice(record))
+        failures: list[P2pfedError] = []
+        async with trio.open_nursery() as nursery, receiver:
+
+            async def until_failure(part: Awaitable[None]) -> None:
+                try:
+                    await part
+                except (TransportError, RemoteProtocolError) as error:
+                    failures.append(error)
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(until_failure, self._beat(link))
+            nursery.start_soon(until_failure, self._write(stream, receiver))
+            nursery.start_soon(until_failure, self._read(link, stream, reader))
+        if failures:
+            raise failures[0]
+
+    async def _write(self, stream: Stream, receiver: trio.MemoryReceiveChannel[Message]) -> None:
+        async for message in receiver:
+            await stream.send_all(encode_message(message))
+            if isinstance(message, Goodbye):
+                raise TransportError("this daemon stops")
+
+    async def _read(self, link: _Link, stream: Stream, reader: FrameReader) -> None:
+        while True:
+            message = await self._next(stream, reader)
+            link.heard_at_seconds = trio.current_time()
+            match message:
+                case Heartbeat(token, round_number, phase):
+                    link.state = replace(link.state, round_number=round_number, remote_phase=phase)
+                    hello = self._handler.local_hello()
+                    self.post(link.peer_id, HeartbeatReply(token, hello.round_number, hello.phase))
+                    self._handler.heard(link.peer_id, message)
+                case HeartbeatReply():
+                    self._take_reply(link, message)
+                    self._handler.heard(link.peer_id, message)
+                case Goodbye(reason):
+                    raise TransportError(f"it stopped: {reason}")
+                case Refusal():
+                    raise IncompatiblePeerError(f"{link.name} refuses: {message.detail}")
+                case Hello():
+                    raise RemoteProtocolError("a second hello")
+                case _:
+                    self._handler.heard(link.peer_id, message)
+
+    def _new_token(self, link: _Link, answered: trio.Event) -> int:
+        link.next_token = (link.next_token + 1) % 2**32
+        link.pings[link.next_token] = (trio.current_time(), answered)
+        while len(link.pings) > math.ceil(LINK_TIMEOUT_SECONDS / HEARTBEAT_SECONDS) + 1:
+            del link.pings[next(iter(link.pings))]
+        return link.next_token
+
+    def _take_reply(self, link: _Link, reply: HeartbeatReply) -> None:
+        sent_at, answered = link.pings.pop(reply.token, (None, None))
+        if sent_at is None or answered is None:
+            return  # a reply to a heartbeat that was given up
+        answered.set()
+        sample = trio.current_time() - sent_at
+        known = link.state.round_trip_seconds
+        smoothed = sample if known is None else known + ROUND_TRIP_GAIN * (sample - known)
+        link.state = replace(
+            link.state,
+            round_trip_seconds=smoothed,
+            round_number=reply.round_number,
+            remote_phase=reply.phase,
+        )
+
+    async def _beat(self, link: _Link) -> None:
+        """Send heartbeats; end the link when nothing at all comes back.
+
+        Bytes of a bulk transfer count as life: on a slow link they keep heartbeats waiting.
+        """
+        while True:
+            hello = self._handler.local_hello()
+            token = self._new_token(link, trio.Event())
+            self.post(link.peer_id, Heartbeat(token, hello.round_number, hello.phase))
+            await trio.sleep(HEARTBEAT_SECONDS)
+            received = self._transport.bytes_received(link.peer_id)
+            if received != link.received_bytes:
+                link.received_bytes = received
+                link.heard_at_seconds = trio.current_time()
+            silent_seconds = trio.current_time() - link.heard_at_seconds
+            if silent_seconds > LINK_TIMEOUT_SECONDS:
+                raise TransportError(f"nothing was heard of it for {silent_seconds:.0f} s")

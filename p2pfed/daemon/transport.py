@@ -1,0 +1,120 @@
+"""What the daemon needs of a network: authenticated byte streams to members, and no more.
+
+Everything above this interface runs unchanged over libp2p and over the tests' in-memory
+network.
+"""
+
+import abc
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import trio
+
+from p2pfed.errors import TransportError
+
+READ_BYTES = 131_072  # what one read asks for; small reads cost a library call each
+Direction = Literal["inbound", "outbound"]
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionPath:
+    """How a peer is connected: ``address`` is a multiaddr, ``since_seconds`` on trio's clock."""
+
+    address: str
+    direction: Direction
+    since_seconds: float
+
+
+class Stream(abc.ABC):
+    """One bidirectional byte stream with an authenticated peer.
+
+    Every method raises TransportError when the stream or its connection fails. Sending and
+    receiving are not interrupted by cancellation half-way through a message of the layer
+    below; an idle deadline ends them instead.
+    """
+
+    peer_id: str
+    protocol: str
+
+    @abc.abstractmethod
+    async def send_all(self, data: bytes | memoryview) -> None: ...
+
+    @abc.abstractmethod
+    async def receive_some(self, max_bytes: int = READ_BYTES) -> bytes:
+        """At least one byte, or ``b""`` at the end; an end never means success."""
+
+    async def receive_exactly(self, count: int) -> bytes:
+        """:raises TransportError: the stream ends before ``count`` bytes."""
+        parts = bytearray()
+        while len(parts) < count:
+            part = await self.receive_some(min(READ_BYTES, count - len(parts)))
+            if not part:
+                raise TransportError(f"the stream ended after {len(parts)} of {count} bytes")
+            parts += part
+        return bytes(parts)
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """End the stream in order; bounded in time."""
+
+    @abc.abstractmethod
+    async def abort(self) -> None:
+        """Reset the stream; bounded in time."""
+
+
+class ConnectionObserver(Protocol):
+    """Told on the trio thread about connections; must be quick."""
+
+    def connected(self, peer_id: str, address: str, direction: Direction) -> None: ...
+
+    def disconnected(self, peer_id: str, reason: str) -> None: ...
+
+    def refused(self, peer_id: str | None, address: str | None, reason: str) -> None: ...
+
+
+StreamHandler = Callable[[Stream], Awaitable[None]]
+
+
+class Transport(abc.ABC):
+    """A peer's network. Only members of the roster get as far as a handler."""
+
+    listen_addresses: tuple[str, ...]
+
+    @abc.abstractmethod
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen until cancelled, then close every connection in order.
+
+        :raises TransportError: an address cannot be listened on.
+        """
+
+    @abc.abstractmethod
+    def set_roster(self, peer_ids: Collection[str]) -> None:
+        """Who may connect at all; the connection of one who may no longer is dropped."""
+
+    @abc.abstractmethod
+    def set_handler(self, protocol: str, handler: StreamHandler) -> None: ...
+
+    @abc.abstractmethod
+    async def dial(self, peer_id: str, address: str, timeout_seconds: float) -> None:
+        """Connect to ``peer_id`` at a multiaddr, unless it is connected already.
+
+        :raises TransportError: refused, timed out, or another key answered.
+        """
+
+    @abc.abstractmethod
+    async def open_stream(self, peer_id: str, protocol: str) -> Stream: ...
+
+    @abc.abstractmethod
+    async def drop(self, peer_id: str, reason: str) -> None:
+        """Kill the peer's connection; whatever is blocked on it fails."""
+
+    @abc.abstractmethod
+    def path(self, peer_id: str) -> ConnectionPath | None:
+        """How the peer is connected, or None."""
+
+    @abc.abstractmethod
+    def bytes_sent(self, peer_id: str) -> int: ...
+
+    @abc.abstractmethod
+    def bytes_received(self, peer_id: str) -> int: ...
