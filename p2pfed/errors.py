@@ -99,7 +99,14 @@ class IncompatiblePeerError(RemoteProtocolError):
 
 
 class AggregationError(P2pfedError):
-    """Models that cannot be aggregated: unlike lengths, or values that are not finite."""
+    """Models that cannot be aggregated: unlike lengths, or values that are not finite.
+
+    ``site`` names the neighbour at fault, where it is one.
+    """
+
+    def __init__(self, message: str, site: str | None = None) -> None:
+        super().__init__(message)
+        self.site = site
 
 
 class TransportError(P2pfedError):

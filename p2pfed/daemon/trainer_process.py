@@ -73,6 +73,8 @@ class TrainerProcess:
                 await self._process.wait()
             self._kill_group()
             await self._process.wait()
+            if self._process.stdout is not None:
+                await trio.aclose_forcefully(self._process.stdout)
 
     async def request(
         self,
@@ -136,9 +138,10 @@ class TrainerProcess:
         return self._end_in_words()
 
     def kill(self, reason: str) -> None:
-        """Kill the process and whatever it started, at once."""
-        self._killed_for = reason
-        self._kill_group()
+        """Kill the process and whatever it started, at once; nothing if it has ended already."""
+        if self._process.poll() is None:
+            self._killed_for = reason
+            self._kill_group()
 
     def _kill_group(self) -> None:
         if self._process.poll() is None:

@@ -23,7 +23,7 @@ def vector_bytes(vector: NDArray[np.float32]) -> memoryview:
     """A contiguous float32 vector as little-endian bytes, without a copy where possible."""
     if sys.byteorder == "big":
         vector = vector.astype("<f4")
-    return memoryview(np.ascontiguousarray(vector)).cast("B")
+    return np.ascontiguousarray(vector).view(np.uint8).data
 
 
 def vector_digest(vector: NDArray[np.float32]) -> bytes:

@@ -155,8 +155,10 @@ def numbers(
 
     Both of shape (n,).
     """
-    present = cells.mask(pd.Series(missing, index=cells.index))
-    values = pd.to_numeric(present, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    if not pd.api.types.is_numeric_dtype(cells):
+        cells = cells.astype(str).str.strip()  # a date would otherwise count as nanoseconds
+    values = pd.to_numeric(cells, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    values = np.where(missing, np.nan, values)
     return values, np.isnan(values) & ~missing
 
 

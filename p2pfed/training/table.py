@@ -93,15 +93,16 @@ def _csv_chunks(
         _check_columns(path, header, wanted, extra_columns)
         places = [header.index(name) for name in wanted]
         filled = filter(None, reader)  # a blank line is read as an empty row
-        row_number = 0
+        rows_read = 0
         while rows := list(islice(filled, ROWS_A_CHUNK)):
-            for row_number, row in enumerate(rows, start=row_number + 1):  # noqa: B020
+            for row_number, row in enumerate(rows, start=rows_read + 1):
                 if len(row) != len(header):
                     raise _refusal(
                         path,
                         f"data row {row_number} has {len(row)} fields, the header {len(header)}",
                         "quote text that has commas in it; write numbers with a decimal point",
                     )
+            rows_read += len(rows)
             cells = ([row[place] for row in rows] for place in places)
             yield pd.DataFrame(dict(zip(wanted, cells, strict=True)))
 

@@ -237,6 +237,8 @@ async def test_a_killed_trainer_is_replaced_and_repeats_the_round_byte_for_byte(
         assert given == (trainer.parameters_in.tobytes(), trainer.optimiser_in.tobytes())
         assert np.array_equal(trainer.parameters_out, trainer.genesis)
 
+        await heard.until(lambda: any("another is started" in line for line in heard.lines))
+        assert "SIGKILL" in heard.lines[-1]
         await trainer.train(5, LOCAL_STEPS)
         after_the_kill = result(trainer)
         assert trainer.status.pid != first_pid
