@@ -46,9 +46,12 @@ def main() -> None:
             np.copyto(target, source)
 
     megabytes = sum(model.nbytes for model in models) / 1e6
-    print(f"{arguments.models} models of {arguments.parameters} float32, {megabytes:.0f} MB, 1 thread")
+    print(
+        f"{arguments.models} models of {arguments.parameters} float32, {megabytes:.0f} MB, 1 thread"
+    )
     print(f"{'rule':20} {'s':>8} {'GB/s in':>8} {'ratio':>6}  target")
     for rule in RULES:
+
         def run(rule: str = rule) -> None:
             aggregate(rule, models[0], neighbours, out, byzantine_neighbours=1)
 

@@ -1,0 +1,325 @@
+"""The tables of a topology file. Every site holds the same file.
+
+Each field's description states unit, default, effect, and whether a reload applies it while
+the federation runs.
+"""
+
+import ipaddress
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from p2pfed.keys import parse_public_key, peer_id_from_public_key, public_key_from_peer_id
+from p2pfed.rules_catalogue import DEFAULT_RULE, RULES
+from p2pfed.settings import Settings
+
+SCHEMA_VERSION = 1
+MAX_PEERS = 1000
+MAX_ADDRESSES = 8
+MAX_NAME_CHARACTERS = 63
+
+
+def _as_float(value: object) -> object:
+    return float(value) if type(value) is int else value
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _public_key(text: str) -> str:
+    parse_public_key(text)
+    return text
+
+
+def _peer_id(text: str) -> str:
+    public_key_from_peer_id(text)
+    return text
+
+
+def check_address(text: str) -> str:
+    """Check a multiaddr of the form /ip4/A/tcp/P, /ip6/A/tcp/P or /dns[4|6]/NAME/tcp/P.
+
+    :raises ValueError: with what is wrong.
+    """
+    parts = text.split("/")
+    if len(parts) != 5 or parts[0] != "" or parts[3] != "tcp":
+        raise ValueError("an address looks like /ip4/10.1.0.5/tcp/7400 or /dns/NAME/tcp/7400")
+    kind, host, port = parts[1], parts[2], parts[4]
+    if kind == "ip4":
+        ipaddress.IPv4Address(host)
+    elif kind == "ip6":
+        ipaddress.IPv6Address(host)
+    elif kind not in ("dns", "dns4", "dns6"):
+        raise ValueError(f"unknown address kind {kind!r}; use ip4, ip6, dns, dns4 or dns6")
+    elif not host:
+        raise ValueError("the host name is empty")
+    if not (port.isascii() and port.isdigit() and 0 <= int(port) <= 65535):
+        raise ValueError(f"{port!r} is no port number")
+    return text
+
+
+def _rule(name: str) -> str:
+    if name not in RULES:
+        raise ValueError(f"unknown rule; known: {', '.join(RULES)}")
+    return name
+
+
+def field(description: str, *, reload: bool, default: Any = ..., **constraints: Any) -> Any:
+    """A documented field: ``reload`` says whether a reload applies a change of it."""
+    return Field(
+        default, description=description, json_schema_extra={"reload": reload}, **constraints
+    )
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Number = Annotated[float, BeforeValidator(_as_float)]
+Address = Annotated[str, AfterValidator(check_address)]
+
+
+class Federation(Settings):
+    name: Name = field(
+        "Name of the federation; part of its identity: another name is another federation.",
+        reload=False,
+    )
+
+
+class Peer(Settings):
+    """One site: exactly one of ``key`` and ``peer_id`` says who it is."""
+
+    name: Name = field("The site's name, unique in the file.", reload=True)
+    key: Annotated[str, AfterValidator(_public_key)] | None = field(
+        "Its Ed25519 public key, as p2pfed init printed it.", reload=True, default=None
+    )
+    peer_id: Annotated[str, AfterValidator(_peer_id)] | None = field(
+        "Its libp2p peer id, instead of key.", reload=True, default=None
+    )
+    addresses: Annotated[tuple[Address, ...], BeforeValidator(_as_tuple)] = field(
+        "Multiaddrs it can be dialled at. Empty: it only dials out, or is found on the LAN.",
+        reload=True,
+        default=(),
+        max_length=MAX_ADDRESSES,
+    )
+
+    @model_validator(mode="after")
+    def _one_identity(self) -> "Peer":
+        if (self.key is None) == (self.peer_id is None):
+            raise ValueError("give exactly one of key and peer_id")
+        return self
+
+    @property
+    def public_key(self) -> bytes:
+        """The 32-byte Ed25519 public key."""
+        if self.key is not None:
+            return parse_public_key(self.key)
+        return public_key_from_peer_id(self.peer_id or "")
+
+    @property
+    def peer_id_text(self) -> str:
+        return self.peer_id or peer_id_from_public_key(self.public_key)
+
+
+GraphKind = Literal[
+    "explicit",
+    "ring",
+    "torus",
+    "exponential",
+    "complete",
+    "star",
+    "random_regular",
+    "small_world",
+    "one_peer_exponential",
+    "random_per_round",
+]
+# Which keys of [graph] each kind takes, beyond ``kind``; those marked must be given.
+GRAPH_KEYS: dict[str, dict[str, bool]] = {
+    "explicit": {"edges": True},
+    "ring": {},
+    "torus": {"rows": True, "columns": True},
+    "exponential": {},
+    "complete": {},
+    "star": {},
+    "random_regular": {"degree": True, "seed": False},
+    "small_world": {"degree": True, "rewiring": False, "seed": False},
+    "one_peer_exponential": {},
+    "random_per_round": {"degree": True, "seed": False},
+}
+
+
+class Graph(Settings):
+    """Which sites are neighbours. Generators number the peers in the file's order."""
+
+    kind: GraphKind = field("How the edges are given.", reload=True)
+    edges: Annotated[
+        tuple[Annotated[tuple[str, str], BeforeValidator(_as_tuple)], ...] | None,
+        BeforeValidator(_as_tuple),
+    ] = field("explicit: pairs of site names.", reload=True, default=None)
+    degree: int | None = field(
+        "random_regular, small_world, random_per_round: neighbours a site has.",
+        reload=True,
+        default=None,
+        ge=1,
+    )
+    rewiring: Number | None = field(
+        "small_world: probability that an edge is rewired; default 0.1.",
+        reload=True,
+        default=None,
+        ge=0.0,
+        le=1.0,
+    )
+    rows: int | None = field(
+        "torus: rows * columns is the number of peers.", reload=True, default=None, ge=2
+    )
+    columns: int | None = field("torus: see rows.", reload=True, default=None, ge=2)
+    seed: int | None = field(
+        "random graphs: the same seed gives the same graph at every site; default 0.",
+        reload=True,
+        default=None,
+        ge=0,
+    )
+
+    @model_validator(mode="after")
+    def _keys_of_the_kind(self) -> "Graph":
+        taken = GRAPH_KEYS[self.kind]
+        given = {
+            key
+            for key in ("edges", "degree", "rewiring", "rows", "columns", "seed")
+            if getattr(self, key) is not None
+        }
+        foreign = sorted(given - set(taken))
+        missing = sorted(key for key, needed in taken.items() if needed and key not in given)
+        if foreign:
+            raise ValueError(f"a graph of kind {self.kind} takes no {', '.join(foreign)}")
+        if missing:
+            raise ValueError(f"a graph of kind {self.kind} needs {', '.join(missing)}")
+        return self
+
+
+class Round(Settings):
+    """The pace of the federation."""
+
+    rounds: int = field(
+        "Total number of rounds; 0 (default): until stopped.", reload=True, default=0, ge=0
+    )
+    local_steps: int = field(
+        "Optimiser steps a round at each site; few mix better than many. Default 3.",
+        reload=True,
+        default=3,
+        ge=1,
+        le=100_000,
+    )
+    deadline_seconds: Number = field(
+        "Seconds a round waits for its neighbours after its own delta went out. Default 60.",
+        reload=True,
+        default=60.0,
+        gt=0.0,
+        le=86_400.0,
+    )
+    quorum: Number = field(
+        "Fraction of a round's neighbours, rounded up, without whose deltas the round does not "
+        "close even at its deadline. Default 0.5.",
+        reload=True,
+        default=0.5,
+        ge=0.0,
+        le=1.0,
+    )
+    max_staleness: int = field(
+        "Rounds for which a silent neighbour's last model is still used; beyond it the edge is "
+        "left out. Default 1.",
+        reload=True,
+        default=1,
+        ge=0,
+        le=100,
+    )
+    mode: Literal["sync"] = field(
+        "sync (default): a round waits for its neighbours; there is no other mode yet.",
+        reload=False,
+        default="sync",
+    )
+
+
+class Aggregation(Settings):
+    rule: Annotated[str, AfterValidator(_rule)] = field(
+        f"The aggregation rule; default {DEFAULT_RULE}.", reload=False, default=DEFAULT_RULE
+    )
+    byzantine_neighbours: int = field(
+        "b: hostile neighbours assumed in each neighbourhood, for rules that ask for it. "
+        "Default 0.",
+        reload=False,
+        default=0,
+        ge=0,
+    )
+    mixing_step: Number = field(
+        "gamma: the fraction of the rule's step that is taken each round. Default 1.",
+        reload=False,
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+    )
+
+
+class CodecSettings(Settings):
+    name: Literal["int8", "float32"] = field(
+        "How deltas are written: int8 (default, a quarter of the bytes) or float32.",
+        reload=False,
+        default="int8",
+    )
+
+
+class Task(Settings):
+    """What is learned. ``options`` is checked by the task itself when the trainer starts."""
+
+    kind: Literal["tabular", "python"] = field(
+        "tabular: built in, CSV or Parquet; python: a class of your own.", reload=False
+    )
+    class_: str | None = field(
+        "python: where the class is, as package.module:Class.",
+        reload=False,
+        default=None,
+        alias="class",
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+    )
+    seed: int = field(
+        "Seed of the model that all peers start from. Default 0.",
+        reload=False,
+        default=0,
+        ge=0,
+        le=2**63 - 1,
+    )
+    options: dict[str, Any] = field("Settings of the task.", reload=False, default_factory=dict)
+
+    @model_validator(mode="after")
+    def _class_for_python(self) -> "Task":
+        if (self.kind == "python") != (self.class_ is not None):
+            raise ValueError("class goes with kind = 'python', and only with it")
+        return self
+
+
+class Privacy(Settings):
+    minimum_records: int = field(
+        "A site with fewer training records does not train. A site file may only raise it. "
+        "Default 20.",
+        reload=False,
+        default=20,
+        ge=2,
+    )
+
+
+class TopologyFile(Settings):
+    """A whole topology file."""
+
+    schema_version: Literal[1] = field("Version of this format: 1.", reload=False)
+    federation: Federation = field("The federation's identity.", reload=False)
+    peers: Annotated[tuple[Peer, ...], BeforeValidator(_as_tuple)] = field(
+        "One table a site.", reload=True, alias="peer", min_length=2, max_length=MAX_PEERS
+    )
+    graph: Graph = field("Who is whose neighbour.", reload=True)
+    round: Round = field("The pace.", reload=True, default_factory=Round)
+    aggregation: Aggregation = field(
+        "How models are combined.", reload=False, default_factory=Aggregation
+    )
+    codec: CodecSettings = field(
+        "How deltas are written.", reload=False, default_factory=CodecSettings
+    )
+    task: Task = field("What is learned.", reload=False)
+    privacy: Privacy = field("What no site may go below.", reload=False, default_factory=Privacy)

@@ -1,0 +1,239 @@
+"""A checked topology: the file's tables and what follows from them."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from p2pfed.errors import ConfigurationError, Problem
+from p2pfed.rules_catalogue import precondition
+from p2pfed.settings import read_toml, validate
+from p2pfed.topology.file import SCHEMA_VERSION, Peer, TopologyFile
+from p2pfed.topology.graphs import TIME_VARYING, build_graph, period
+from p2pfed.topology.weights import mixing_weight
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+DIGEST_DOMAIN = b"p2pfed/1 topology\x00"
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A topology file that was read and found sound.
+
+    ``digest`` is the same for two files that mean the same, whatever their comments, order of
+    keys or spelling of numbers; peers compare it at every hello.
+    """
+
+    path: Path
+    file: TopologyFile
+    digest: bytes
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(peer.name for peer in self.file.peers)
+
+    @property
+    def time_varying(self) -> bool:
+        return self.file.graph.kind in TIME_VARYING
+
+    def graph(self, round_number: int = 0) -> "nx.Graph":
+        return _graph(self, round_number if self.time_varying else 0)
+
+    def neighbours(self, name: str, round_number: int = 0) -> tuple[str, ...]:
+        """The site's neighbours in a round, sorted."""
+        return tuple(sorted(self.graph(round_number)[name]))
+
+    def all_neighbours(self, name: str) -> tuple[str, ...]:
+        """Its neighbours of any round: the links to keep. A graph drawn anew every round may
+        make anybody a neighbour."""
+        if self.file.graph.kind == "random_per_round":
+            return tuple(sorted(set(self.names) - {name}))
+        rounds = range(period(self.names, self.file.graph))
+        return tuple(sorted({n for number in rounds for n in self.neighbours(name, number)}))
+
+    def weights(self, name: str, round_number: int = 0) -> Mapping[str, float]:
+        """The mixing weight of each of its edges in a round."""
+        graph = self.graph(round_number)
+        return {
+            other: mixing_weight(graph.degree[name], graph.degree[other])
+            for other in sorted(graph[name])
+        }
+
+    def peer(self, name: str) -> Peer:
+        for peer in self.file.peers:
+            if peer.name == name:
+                return peer
+        raise KeyError(name)
+
+    def peer_by_id(self, peer_id: str) -> Peer | None:
+        return next((peer for peer in self.file.peers if peer.peer_id_text == peer_id), None)
+
+
+@lru_cache(maxsize=256)
+def _graph_of(names: tuple[str, ...], graph_json: str, federation: str, round_number: int) -> Any:
+    from p2pfed.topology.file import Graph  # noqa: PLC0415 - keeps the cache key plain
+
+    return build_graph(names, Graph.model_validate_json(graph_json), federation, round_number)
+
+
+def _graph(topology: Topology, round_number: int) -> "nx.Graph":
+    file = topology.file
+    return _graph_of(
+        topology.names, file.graph.model_dump_json(), file.federation.name, round_number
+    )
+
+
+def canonical_digest(file: TopologyFile) -> bytes:
+    """BLAKE2b-256 over canonical msgpack of what the file means; peers sorted by name only
+    where the graph does not depend on their order."""
+    document = file.model_dump(mode="json", by_alias=True)
+    if file.graph.kind == "explicit":
+        document["peer"].sort(key=lambda peer: peer["name"])
+        document["graph"]["edges"] = sorted(sorted(edge) for edge in document["graph"]["edges"])
+    for peer, source in zip(
+        document["peer"], _in_order(file, [p["name"] for p in document["peer"]]), strict=True
+    ):
+        # One key has two spellings.
+        peer.pop("key")
+        peer["peer_id"] = source.peer_id_text
+    encoded = msgpack.packb(_sorted_keys(document))
+    return hashlib.blake2b(DIGEST_DOMAIN + encoded, digest_size=32).digest()
+
+
+def _in_order(file: TopologyFile, names: list[str]) -> list[Peer]:
+    by_name = {peer.name: peer for peer in file.peers}
+    return [by_name[name] for name in names]
+
+
+def _sorted_keys(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sorted_keys(value[key]) for key in sorted(value)}
+    if isinstance(value, list):
+        return [_sorted_keys(item) for item in value]
+    return value
+
+
+def load_topology(path: Path) -> Topology:
+    """Read and check a topology file.
+
+    :raises ConfigurationError: with everything that is wrong with it.
+    """
+    return parse_topology(read_toml(path), path)
+
+
+def parse_topology(document: dict[str, Any], path: Path) -> Topology:
+    """As ``load_topology``, from a parsed document; ``path`` is for messages."""
+    version = document.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise ConfigurationError(
+            [
+                Problem(
+                    path,
+                    "schema_version",
+                    repr(version),
+                    f"this p2pfed reads topology files of version {SCHEMA_VERSION}",
+                    "install a p2pfed that reads this version, or convert the file",
+                )
+            ]
+        )
+    file = validate(TopologyFile, document, path)
+    problems = _check_peers(file, path) + _check_edges(file, path)
+    if not problems:
+        problems = _check_graph(file, path)
+    if problems:
+        raise ConfigurationError(problems)
+    return Topology(path, file, canonical_digest(file))
+
+
+def _check_peers(file: TopologyFile, path: Path) -> list[Problem]:
+    problems: list[Problem] = []
+    names: dict[str, int] = {}
+    keys: dict[bytes, int] = {}
+    for index, peer in enumerate(file.peers):
+        if peer.name in names:
+            problems.append(
+                Problem(
+                    path,
+                    f"peer[{index}].name",
+                    repr(peer.name),
+                    f"peer[{names[peer.name]}] has this name",
+                    "give every site a name of its own",
+                )
+            )
+        if peer.public_key in keys:
+            problems.append(
+                Problem(
+                    path,
+                    f"peer[{index}].key",
+                    peer.key or peer.peer_id,
+                    f"peer[{keys[peer.public_key]}] has this key",
+                    "run p2pfed init at each site; keys are never shared",
+                )
+            )
+        names.setdefault(peer.name, index)
+        keys.setdefault(peer.public_key, index)
+    return problems
+
+
+def _check_edges(file: TopologyFile, path: Path) -> list[Problem]:
+    problems: list[Problem] = []
+    known = {peer.name for peer in file.peers}
+    seen: set[frozenset[str]] = set()
+    for index, (a, b) in enumerate(file.graph.edges or ()):
+        key, shown = f"graph.edges[{index}]", f"[{a!r}, {b!r}]"
+        for name in sorted({a, b} - known):
+            problems.append(
+                Problem(path, key, shown, f"there is no peer {name!r}", "add it, or mend the name")
+            )
+        if a == b:
+            problems.append(Problem(path, key, shown, "a site is no neighbour of itself"))
+        elif frozenset((a, b)) in seen:
+            problems.append(Problem(path, key, shown, "this edge is given twice", "remove one"))
+        seen.add(frozenset((a, b)))
+    return problems
+
+
+def _check_graph(file: TopologyFile, path: Path) -> list[Problem]:
+    import networkx as nx  # noqa: PLC0415
+
+    names = tuple(peer.name for peer in file.peers)
+    rounds = range(period(names, file.graph))
+    try:
+        graphs = [build_graph(names, file.graph, file.federation.name, r) for r in rounds]
+    except (ValueError, nx.NetworkXException) as error:
+        return [Problem(path, "graph", None, str(error))]
+    union = nx.compose_all(graphs)
+    if not nx.is_connected(union):
+        parts = sorted(sorted(part) for part in nx.connected_components(union))
+        listed = "; ".join(", ".join(part) for part in parts)
+        return [
+            Problem(
+                path,
+                "graph",
+                None,
+                f"the graph is not connected; its parts are: {listed}",
+                "add an edge between the parts",
+            )
+        ]
+    problems: list[Problem] = []
+    b = file.aggregation.byzantine_neighbours
+    for name in names:
+        degree = min(graph.degree[name] for graph in graphs)
+        reason = precondition(file.aggregation.rule, degree, b) if b else None
+        if reason is not None:
+            problems.append(
+                Problem(
+                    path,
+                    "aggregation.byzantine_neighbours",
+                    str(b),
+                    f"at site {name}: {reason}",
+                    "lower it, or give the site more neighbours",
+                )
+            )
+    return problems

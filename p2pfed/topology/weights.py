@@ -1,0 +1,56 @@
+"""Mixing weights and what they say about how fast the federation agrees."""
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+MIXING_ACCURACY = 0.01  # disagreement that is left after the mixing time
+
+
+def mixing_weight(degree: int, other_degree: int) -> float:
+    """The Metropolis-Hastings weight of an edge: 1 / (1 + max degree) (Xiao, Boyd 2004).
+
+    Both ends compute the same, so the mixing is symmetric and keeps the average.
+    """
+    return 1.0 / (1 + max(degree, other_degree))
+
+
+def mixing_matrix(graph: "nx.Graph") -> npt.NDArray[np.float64]:
+    """W, shape (n, n), symmetric and doubly stochastic, in the order of the graph's nodes."""
+    order = {node: index for index, node in enumerate(graph)}
+    matrix = np.zeros((len(order), len(order)))
+    for a, b in graph.edges:
+        matrix[order[a], order[b]] = matrix[order[b], order[a]] = mixing_weight(
+            graph.degree[a], graph.degree[b]
+        )
+    np.fill_diagonal(matrix, 1.0 - matrix.sum(axis=1))
+    return matrix
+
+
+def second_eigenvalue_modulus(matrix: npt.NDArray[np.float64]) -> float:
+    """The second largest modulus among W's eigenvalues; the spectral gap is 1 minus it."""
+    moduli = np.sort(np.abs(np.linalg.eigvals(matrix)))
+    return float(moduli[-2]) if len(moduli) > 1 else 0.0
+
+
+def mixing_time_rounds(second_modulus: float) -> float:
+    """Rounds until gossip alone has shrunk disagreement to ``MIXING_ACCURACY``."""
+    if second_modulus >= 1.0:
+        return math.inf
+    return 0.0 if second_modulus <= 0.0 else math.log(MIXING_ACCURACY) / math.log(second_modulus)
+
+
+def algebraic_connectivity(graph: "nx.Graph") -> float:
+    """mu2, the second smallest eigenvalue of the graph's Laplacian."""
+    order = list(graph)
+    adjacency = np.zeros((len(order), len(order)))
+    index = {node: number for number, node in enumerate(order)}
+    for a, b in graph.edges:
+        adjacency[index[a], index[b]] = adjacency[index[b], index[a]] = 1.0
+    laplacian = np.diag(adjacency.sum(axis=1)) - adjacency
+    return float(np.linalg.eigvalsh(laplacian)[1])
