@@ -6,7 +6,7 @@ another ``dispatch``. All of it happens on one trio thread, so the engine needs 
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -14,7 +14,7 @@ from typing import TypeVar
 import structlog
 import trio
 
-from p2pfed.daemon.delta_exchange import ReceivedPayload, SendOutcome
+from p2pfed.daemon.delta_exchange import ReceivedPayload
 from p2pfed.daemon.links import Links
 from p2pfed.daemon.outbox import Outbox
 from p2pfed.daemon.round_times import RoundTimes
@@ -26,9 +26,10 @@ from p2pfed.protocol import commands as do
 from p2pfed.protocol import events as on
 from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.header import SignedHeader
-from p2pfed.protocol.messages import EquivocationProof, HeaderNotice, Want
+from p2pfed.protocol.messages import AnswerCode, EquivocationProof, HeaderNotice, Want
 from p2pfed.protocol.plan import FederationPlan
-from p2pfed.protocol.rounds import Phase, RoundEngine
+from p2pfed.protocol.rounds import RoundEngine
+from p2pfed.training.frames import Side
 
 log = structlog.get_logger(__name__)
 
@@ -77,6 +78,8 @@ class Runtime:
         self.metrics_before: dict[str, float] = {}
         self.metrics_after: dict[str, float] = {}
         self.training_loss: float | None = None
+        generation = store.generation()
+        self.model_digest = generation.model if generation is not None else work.genesis_digest
         self.degraded = False
         self.rounds_done = 0
         self.deltas_accepted = 0
@@ -118,7 +121,7 @@ class Runtime:
         self._answer = None
         self.dispatch(on.OfferArrived(site, signed))
         if self._answer is None:
-            return do.AnswerOffer(site, do.AnswerCode.NOT_NOW, "this peer is stopping")
+            return do.AnswerOffer(site, AnswerCode.NOT_NOW, "this peer is stopping")
         return self._answer
 
     def payload_received(self, site: str, received: ReceivedPayload) -> None:
@@ -212,7 +215,7 @@ class Runtime:
         self.metrics_before = await self._evaluate("out")
         self.changed()
 
-    async def _evaluate(self, which: str) -> dict[str, float]:
+    async def _evaluate(self, which: Side) -> dict[str, float]:
         """Metrics on this site's hold-out; a failing evaluation never stops a round."""
         try:
             return dict((await self.trainer.evaluate(which)).metrics)
@@ -293,6 +296,7 @@ class Runtime:
         headers = self._headers.entries()
         await self._in_thread(partial(self.work.commit, round_number, mixed, headers, record))
         self._mixed = None
+        self.model_digest = mixed.digest
         self.rounds_done += 1
         log.info(
             "round done",
@@ -317,15 +321,3 @@ class Runtime:
             site=notice.site,
             detail=notice.detail,
         )
-
-    def delta_sent(self, site: str, signed: SignedHeader, outcome: SendOutcome) -> None:
-        """Note how a transfer to a neighbour ended."""
-        log.debug("sent", site=site, round=signed.header.round_number, outcome=str(outcome))
-
-    def sites_of(self, peer_ids: Iterable[str]) -> list[str]:
-        by_id = {peer_id: site for site, peer_id in self.peer_ids.items()}
-        return sorted(by_id[peer_id] for peer_id in peer_ids if peer_id in by_id)
-
-    @property
-    def finished(self) -> bool:
-        return self.engine.phase is Phase.FINISHED

@@ -1,0 +1,266 @@
+"""The ``p2pfed`` command. Neither torch nor libp2p is imported to answer it."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from p2pfed import __version__
+from p2pfed.cli.daemon_link import LONG_TIMEOUT_SECONDS, DaemonLink
+from p2pfed.cli.site_choice import ConfigOption, choose_config
+from p2pfed.errors import ControlTimeoutError, ExitCode, NotRunningError, P2pfedError
+
+INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
+WATCH_INTERVAL_SECONDS = 1.0
+STOP_TIMEOUT_SECONDS = 60.0
+STOP_POLL_SECONDS = 0.1
+
+# Loaded only when they are used: graphs and demonstrations need heavy libraries.
+_LAZY_GROUPS = {"topology": "p2pfed.cli.topology", "demo": "p2pfed.cli.demo"}
+
+
+class LazyGroup(TyperGroup):
+    """A group whose sub-applications are imported when they are called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *_LAZY_GROUPS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in _LAZY_GROUPS:
+            command = typer.main.get_command(import_module(_LAZY_GROUPS[cmd_name]).app)
+            command.name = cmd_name
+            return command
+        return super().get_command(ctx, cmd_name)
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    name="p2pfed",
+    help="Hospitals train one model together, peer to peer.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+config_app = typer.Typer(help="Work with this site's files.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; errors of ours become one line and an exit code."""
+    try:
+        app(args=list(arguments) if arguments is not None else None, standalone_mode=True)
+    except P2pfedError as error:
+        print(f"p2pfed: {error}", file=sys.stderr)  # noqa: T201 - the command line's own output
+        sys.exit(int(error.exit_code))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED_EXIT_CODE)
+    return 0
+
+
+def _link(config: Path | None) -> DaemonLink:
+    from p2pfed.config import load_site
+
+    return DaemonLink(load_site(choose_config(config)).control_socket)
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(help="Where the site's files go.")],
+    name: Annotated[str, typer.Option("--name", help="The site's name in the federation.")],
+) -> None:
+    """Make a site: secret keys, a commented site file, and the [[peer]] block to hand out."""
+    from p2pfed.cli.site_commands import init_site
+
+    _say(init_site(directory, name))
+
+
+@app.command()
+def run(config: ConfigOption = None) -> None:
+    """Run this site's daemon until it is stopped."""
+    from p2pfed.daemon.main import run_daemon
+
+    raise typer.Exit(run_daemon(choose_config(config)))
+
+
+@app.command()
+def status(
+    config: ConfigOption = None,
+    json_output: JsonOption = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until interrupted.")] = False,
+) -> None:
+    """Show this site, its neighbours and its health. Exit code 1: unhealthy, 3: not running."""
+    from p2pfed.daemon.status import Status
+
+    link = _link(config)
+    if watch:
+        _watch(link)
+        return
+    document = link.get("/v1/status")
+    current = Status.from_json(document)
+    if json_output:
+        _say(json.dumps(document, indent=2))
+    else:
+        from rich.console import Console
+
+        from p2pfed.cli.status_view import show
+
+        show(Console(), current)
+    raise typer.Exit(ExitCode.OK if current.healthy else ExitCode.FAILED)
+
+
+def _watch(link: DaemonLink) -> None:
+    from rich.live import Live
+
+    from p2pfed.cli.status_view import render
+    from p2pfed.daemon.status import Status
+
+    with Live(refresh_per_second=4) as live:
+        for line in link.lines("/v1/events"):
+            live.update(render(Status.from_json(json.loads(line))))
+    raise NotRunningError("the daemon stopped")
+
+
+@app.command()
+def peers(config: ConfigOption = None, json_output: JsonOption = False) -> None:
+    """Show this site's neighbours."""
+    from p2pfed.daemon.status import Status
+
+    document = _link(config).get("/v1/status")
+    if json_output:
+        _say(json.dumps(document["neighbours"], indent=2))
+        return
+    from rich.console import Console
+
+    from p2pfed.cli.status_view import neighbour_table
+
+    Console().print(neighbour_table(Status.from_json(document).neighbours))
+
+
+@app.command()
+def ping(
+    site: Annotated[str, typer.Argument(help="A neighbour's name.")],
+    config: ConfigOption = None,
+    count: Annotated[int, typer.Option("--count", min=1, max=1000)] = 3,
+) -> None:
+    """Measure the way to a neighbour and back, over the encrypted link."""
+    link = _link(config)
+    for _ in range(count):
+        result = link.post(f"/v1/ping/{site}")
+        _say(
+            f"{result['site']}: {result['seconds'] * 1000:.1f} ms via {result['address']} "
+            f"({result['direction']})"
+        )
+
+
+@app.command()
+def reload(config: ConfigOption = None) -> None:
+    """Read the topology file again and apply what changed."""
+    result = _link(config).post("/v1/reload")
+    for change in result["changes"]:
+        _say(change)
+    _say(f"topology {result['digest'][:12]} is in force")
+
+
+@app.command()
+def stop(
+    config: ConfigOption = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Return once it has stopped.")] = False,
+) -> None:
+    """Stop the daemon at the next point where nothing is lost."""
+    link = _link(config)
+    link.post("/v1/stop")
+    until = time.monotonic() + STOP_TIMEOUT_SECONDS
+    while wait:
+        try:
+            link.get("/v1/status")
+        except NotRunningError:
+            return
+        if time.monotonic() > until:
+            raise ControlTimeoutError(f"it still runs after {STOP_TIMEOUT_SECONDS:g} s")
+        time.sleep(STOP_POLL_SECONDS)
+
+
+@app.command()
+def log(
+    config: ConfigOption = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines.")] = False,
+) -> None:
+    """Show the daemon's recent log lines."""
+    for line in _link(config).lines("/v1/log?follow=1" if follow else "/v1/log"):
+        _say(line)
+
+
+@app.command()
+def export(
+    output: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+    config: ConfigOption = None,
+) -> None:
+    """Write the current model with its lineage."""
+    result = _link(config).post(
+        "/v1/export", {"path": str(output.absolute())}, LONG_TIMEOUT_SECONDS
+    )
+    _say(
+        f"{result['path']}: round {result['round']}, model {result['model'][:12]}, "
+        f"{result['bytes']} bytes"
+    )
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Argument(help="A data file of the task's form.")],
+    config: ConfigOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Evaluate the current model on a data file of this site."""
+    result = _link(config).post(
+        "/v1/evaluate", {"data": str(data.absolute())}, LONG_TIMEOUT_SECONDS
+    )
+    if json_output:
+        _say(json.dumps(result, indent=2))
+        return
+    for name, value in sorted(result["metrics"].items()):
+        _say(f"{name:12} {value:.4f}")
+    _say(f"{'records':12} {result['records']}")
+
+
+@app.command()
+def paths(config: ConfigOption = None, json_output: JsonOption = False) -> None:
+    """Show every path that this site's daemon uses."""
+    from p2pfed.cli.site_commands import site_paths
+
+    found = site_paths(choose_config(config))
+    if json_output:
+        _say(json.dumps(found, indent=2))
+        return
+    for label, path in found.items():
+        _say(f"{label:10} {path}")
+
+
+@app.command()
+def version(json_output: JsonOption = False) -> None:
+    """Show the version of p2pfed and of what it stands on."""
+    from p2pfed.cli.site_commands import versions
+
+    found: dict[str, Any] = {"p2pfed": __version__, **versions()}
+    _say(json.dumps(found) if json_output else "\n".join(f"{k} {v}" for k, v in found.items()))
+
+
+@config_app.command("check")
+def config_check(config: ConfigOption = None) -> None:
+    """Check the site file, the topology file and the keys, and that they belong together."""
+    from p2pfed.cli.site_commands import check_site
+
+    for line in check_site(choose_config(config)):
+        _say(line)

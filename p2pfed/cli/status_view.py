@@ -1,0 +1,124 @@
+"""A status as a person reads it."""
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from p2pfed.daemon.status import NeighbourStatus, Status
+
+STATE_STYLES = {"connected": "green", "refused": "red", "dialling": "yellow", "waiting": "yellow"}
+
+
+def show(console: Console, status: Status) -> None:
+    console.print(render(status))
+
+
+def render(status: Status) -> RenderableType:
+    """Header, neighbours, health."""
+    return Group(_header(status), "", neighbour_table(status.neighbours), "", _health(status))
+
+
+def _header(status: Status) -> Table:
+    table = Table.grid(padding=(0, 2))
+    site, current, model = status.site, status.round, status.model
+    total = f" of {current.total}" if current.total else ""
+    degraded = ", last one degraded" if current.degraded else ""
+    rows = [
+        ("site", f"{site.name}  {site.peer_id}"),
+        ("federation", f"{site.federation}  topology {status.topology.digest[:12]}"),
+        (
+            "round",
+            f"{current.number}{total}  {current.phase} for {duration(current.phase_seconds)}, "
+            f"{current.delivered} of {current.expected} neighbours delivered{degraded}",
+        ),
+        (
+            "model",
+            f"{model.digest[:12]}  {model.parameters} parameters  {model.rule}, {model.codec}",
+        ),
+        ("metrics", _metrics(status.metrics_after) or "none yet"),
+        ("trainer", _trainer(status)),
+        (
+            "traffic",
+            f"{size(status.totals.bytes_sent)} sent, {size(status.totals.bytes_received)} received",
+        ),
+    ]
+    for label, text in rows:
+        table.add_row(Text(label, style="bold"), text)
+    return table
+
+
+def _metrics(values: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.3f}" for name, value in sorted(values.items()))
+
+
+def _trainer(status: Status) -> str:
+    trainer = status.trainer
+    text = f"{trainer.state} on {trainer.device or 'no device yet'}"
+    if trainer.step is not None:
+        text += f", step {trainer.step} of {trainer.steps}"
+    if trainer.restarts:
+        text += f", restarted {trainer.restarts} times"
+    return text
+
+
+def neighbour_table(neighbours: list[NeighbourStatus]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in (
+        "neighbour",
+        "state",
+        "path",
+        "rtt",
+        "round",
+        "last delta",
+        "weight",
+        "sent",
+        "received",
+    ):
+        table.add_column(name, no_wrap=True)
+    for n in neighbours:
+        state = "quarantined" if n.quarantined else n.state
+        table.add_row(
+            n.name,
+            Text(state, style=STATE_STYLES.get(state, "red")),
+            f"{n.address} {n.direction}" if n.address else "-",
+            f"{n.round_trip_seconds * 1000:.0f} ms" if n.round_trip_seconds is not None else "-",
+            str(n.round) if n.round is not None else "-",
+            duration(n.last_delta_age_seconds) if n.last_delta_age_seconds is not None else "-",
+            f"{n.weight:.3f}",
+            size(n.bytes_sent),
+            size(n.bytes_received),
+        )
+    return table
+
+
+def _health(status: Status) -> RenderableType:
+    if not status.health:
+        return Text("healthy", style="green")
+    table = Table.grid(padding=(0, 2))
+    for line in status.health:
+        style = "red" if line.severity == "error" else "yellow"
+        table.add_row(Text(line.severity, style=style), line.problem, Text(f"run: {line.command}"))
+    return table
+
+
+def duration(seconds: float) -> str:
+    """As short as it is useful: 0.3 s, 41 s, 3 min, 5 h, 2 d."""
+    for limit, unit, divisor in (
+        (10, "s", 1),
+        (120, "s", 1),
+        (7200, "min", 60),
+        (172_800, "h", 3600),
+    ):
+        if seconds < limit:
+            return f"{seconds:.1f} s" if limit == 10 else f"{seconds / divisor:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} d"
+
+
+def size(count: int) -> str:
+    """Bytes in SI units."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"

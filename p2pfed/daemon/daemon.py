@@ -1,0 +1,474 @@
+"""The daemon: builds every part of a site, wires them together and runs them until stopped."""
+
+import random
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+import trio
+
+from p2pfed import __version__
+from p2pfed.config import Site
+from p2pfed.daemon.addresses import AddressBook
+from p2pfed.daemon.control import (
+    EvaluateResult,
+    ExportResult,
+    PingResult,
+    ReloadResult,
+    serve_control,
+)
+from p2pfed.daemon.delta_exchange import DeltaReceiver, ExchangeHandler, ReceivedPayload
+from p2pfed.daemon.links import Links
+from p2pfed.daemon.logs import RecentLines
+from p2pfed.daemon.membership import Membership
+from p2pfed.daemon.notify import notify, notify_reloading
+from p2pfed.daemon.outbox import Outbox
+from p2pfed.daemon.plan import fixed_settings, peer_ids_of, plan_of
+from p2pfed.daemon.round_work import RoundWork
+from p2pfed.daemon.runtime import Runtime
+from p2pfed.daemon.status import Status
+from p2pfed.daemon.status_builder import StatusBuilder
+from p2pfed.daemon.store import Store
+from p2pfed.daemon.trainer import Trainer
+from p2pfed.daemon.transport import ConnectionObserver, Direction, Transport
+from p2pfed.errors import ConfigurationError, ControlError, Problem, TransportError
+from p2pfed.keys import Identity
+from p2pfed.protocol import events as on
+from p2pfed.protocol import limits
+from p2pfed.protocol.certificates import issue_address_record, issue_certificate
+from p2pfed.protocol.envelope import Offer, unwrap_key
+from p2pfed.protocol.evidence import HeaderLog
+from p2pfed.protocol.header import SignedHeader
+from p2pfed.protocol.messages import AnswerCode
+from p2pfed.protocol.rounds import OwnState, RoundEngine
+from p2pfed.site_identity import check_membership
+from p2pfed.topology import Topology, load_topology
+from p2pfed.training import frames
+
+log = structlog.get_logger(__name__)
+
+PING_TIMEOUT_SECONDS = 5.0
+MAX_REPORTED_STRANGERS = 1000
+WILDCARD_HOSTS = ("/ip4/0.0.0.0/", "/ip6/::/")
+
+
+class TransportMaker:
+    """Makes the transport once the daemon that observes it exists; tests pass another."""
+
+    def __call__(
+        self, identity: Identity, listen: tuple[str, ...], observer: ConnectionObserver
+    ) -> Transport:
+        # Imported late: libp2p costs half a second, and an error in a file should not wait.
+        from p2pfed.daemon.libp2p_transport import Libp2pTransport  # noqa: PLC0415
+
+        return Libp2pTransport(identity.seed, listen, observer)
+
+
+def trainer_request(site: Site, topology: Topology) -> frames.Open:
+    """What the trainer process of this site is told."""
+    task = topology.file.task
+    return frames.Open(
+        task_kind=task.kind,
+        task_class=task.class_,
+        task_path=str(site.task_directory) if site.task_directory else None,
+        site=site.file.name,
+        options=dict(task.options),
+        data=site.data,
+        seed=task.seed,
+        device=site.file.training.device,
+        minimum_records=max(
+            topology.file.privacy.minimum_records, site.file.privacy.minimum_records
+        ),
+        threads=site.file.training.threads,
+        topology_file=str(topology.path),
+        site_file=str(site.path),
+    )
+
+
+class Daemon:
+    """One running site; also what its operator's commands act on.
+
+    ``start`` fills in the parts in the order in which they need one another.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        topology: Topology,
+        identity: Identity,
+        store: Store,
+        recent: RecentLines,
+        make_transport: TransportMaker,
+    ) -> None:
+        self.site = site
+        self.topology = topology
+        self.identity = identity
+        self.store = store
+        self.recent = recent
+        self._make_transport = make_transport
+        self._name = site.file.name
+        self._trainer = Trainer(
+            trainer_request(site, topology),
+            on_progress=lambda _: self._changed(),
+            on_log=lambda line: log.info("trainer", line=line),
+        )
+        self._change = trio.Event()
+        self._runtime: Runtime
+        self._links: Links
+        self._transport: Transport
+        self._membership: Membership
+        self._status: StatusBuilder
+        self._book: AddressBook
+
+    async def run(self) -> None:
+        """Run until the operator stops the daemon.
+
+        :raises ConfigurationError: the site's data, task or files do not fit.
+        :raises TransportError: an address cannot be listened on.
+        :raises StoreError: the state directory cannot be used.
+        """
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._trainer.run)
+            self._build()
+            nursery.start_soon(self._heed_signals)
+            await nursery.start(
+                serve_control,
+                self,
+                self.site.control_socket,
+                self.site.file.metrics.address,
+            )
+            await nursery.start(self._transport.run)
+            self._announce()
+            await nursery.start(self._runtime.outbox.run)
+            await nursery.start(self._links.run)
+            nursery.start_soon(self._run_rounds, nursery.cancel_scope)
+            notify("READY=1", f"STATUS=round {self._runtime.engine.round_number}")
+            log.info(
+                "daemon started",
+                site=self._name,
+                peer_id=self.identity.peer_id,
+                version=__version__,
+                addresses=list(self._transport.listen_addresses),
+                topology=self.topology.digest.hex()[:12],
+            )
+
+    async def _run_rounds(self, everything: trio.CancelScope) -> None:
+        await self._runtime.run()
+        notify("STOPPING=1")
+        log.info("stopping", round=self._runtime.engine.round_number)
+        await self._links.say_goodbye("its operator stopped it")
+        everything.cancel()
+
+    def _build(self) -> None:
+        ready, genesis = self._trainer.ready, self._trainer.genesis
+        self._check_model_size(ready.dimension)
+        plan = plan_of(self.topology, self._name, ready.schema_digest, self._trainer.genesis_digest)
+        self.store.bind(plan.federation_id)
+        aggregation = self.topology.file.aggregation
+        work = RoundWork(
+            self.store,
+            self.identity,
+            genesis,
+            codec=self.topology.file.codec.name,
+            rule=aggregation.rule,
+            byzantine_neighbours=aggregation.byzantine_neighbours,
+            mixing_step=aggregation.mixing_step,
+        )
+        headers = HeaderLog(self.store.headers())
+        retained = work.retained()
+        generation = self.store.generation()
+        engine = RoundEngine(
+            plan,
+            OwnState(
+                generation.round_number if generation else 0,
+                work.own_digest,
+                retained[-1] if retained else None,
+            ),
+            work.replica_states(),
+            retained,
+            headers,
+            self.store.quarantined(),
+        )
+        self._restore_trainer(ready)
+        self._runtime = Runtime(
+            engine=engine,
+            plan=plan,
+            headers=headers,
+            work=work,
+            store=self.store,
+            trainer=self._trainer,
+            peer_ids=peer_ids_of(self.topology),
+        )
+        self._runtime.changed = self._changed
+        self._connect_parts()
+
+    def _check_model_size(self, dimension: int) -> None:
+        allowed = self.site.file.limits.maximum_model_megabytes
+        megabytes = 4 * dimension / 1e6
+        if megabytes > allowed or dimension > limits.MAX_PARAMETERS:
+            raise ConfigurationError(
+                [
+                    Problem(
+                        self.site.path,
+                        "limits.maximum_model_megabytes",
+                        str(allowed),
+                        f"the task's model has {megabytes:.0f} MB",
+                        f"raise it (at most {4 * limits.MAX_PARAMETERS // 10**6}), or use a "
+                        "smaller model",
+                    )
+                ]
+            )
+
+    def _restore_trainer(self, ready: frames.Ready) -> None:
+        """Give the trainer the model and optimiser state that the store names."""
+        generation = self.store.generation()
+        if generation is None:
+            self._trainer.parameters_in[:] = self._trainer.genesis
+            return
+        model = self.store.checked_vector(generation.model, ready.dimension)
+        optimiser = self.store.checked_vector(generation.optimiser, ready.optimiser_floats)
+        if generation.published:
+            self._trainer.parameters_out[:] = model
+            self._trainer.optimiser_out[:] = optimiser
+        self._trainer.parameters_in[:] = model
+        self._trainer.optimiser_in[:] = optimiser
+        log.info("state restored", round=generation.round_number, published=generation.published)
+
+    def _connect_parts(self) -> None:
+        runtime = self._runtime
+        self._book = AddressBook(self._listed_addresses())
+        self._membership = Membership(
+            runtime,
+            self.topology,
+            self._book,
+            own_name=self._name,
+            certificate=issue_certificate(self.identity),
+            address_record=issue_address_record(self.identity, 0, ()),
+        )
+        self._transport = self._make_transport(self.identity, self.site.file.listen.addresses, self)
+        self._transport.set_roster(self._roster())
+        self._links = Links(
+            self._transport,
+            self.identity.peer_id,
+            self._book,
+            self._membership,
+            random.SystemRandom(),
+        )
+        self._membership.links = runtime.links = self._links
+        self._links.set_neighbours(self._neighbour_ids())
+        runtime.outbox = Outbox(self._transport, self._links, self.identity, self._sent)
+        receiver = DeltaReceiver(
+            self.store.spool,
+            runtime.work.dimension,
+            ExchangeHandler(self._decide, self._unwrap, self._deliver, self._aborted),
+        )
+        self._transport.set_handler(limits.DELTA_PROTOCOL, receiver.handle)
+        self._status = StatusBuilder(
+            self.site,
+            self.identity.peer_id,
+            runtime,
+            self._trainer,
+            self._links,
+            self._transport,
+        )
+        self._status.topology = self.topology
+
+    def _announce(self) -> None:
+        """Sign the addresses that others should dial; wildcards say nothing to them."""
+        addresses = self.site.file.listen.announce or tuple(
+            address
+            for address in self._transport.listen_addresses
+            if not address.startswith(WILDCARD_HOSTS)
+        )
+        self._membership.announce(issue_address_record(self.identity, int(time.time()), addresses))
+
+    def _listed_addresses(self) -> dict[str, tuple[str, ...]]:
+        return {peer.peer_id_text: peer.addresses for peer in self.topology.file.peers}
+
+    def _roster(self) -> list[str]:
+        return [peer.peer_id_text for peer in self.topology.file.peers if peer.name != self._name]
+
+    def _neighbour_ids(self) -> Mapping[str, str]:
+        return {
+            self.topology.peer(name).peer_id_text: name
+            for name in self.topology.all_neighbours(self._name)
+        }
+
+    async def _heed_signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            stopping = False
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    try:
+                        await self.reload()
+                    except (ConfigurationError, ControlError) as error:
+                        log.error("reload refused, nothing changed", reason=str(error))
+                elif stopping:
+                    raise KeyboardInterrupt
+                else:
+                    stopping = True
+                    self.stop()
+
+    def _changed(self) -> None:
+        self._change.set()
+        self._change = trio.Event()
+
+    def _decide(self, peer_id: str, offer: Offer) -> tuple[AnswerCode, str]:
+        answer = self._runtime.answer_offer(self._membership.name_of(peer_id), offer.signed)
+        return answer.code, answer.detail
+
+    def _unwrap(self, peer_id: str, offer: Offer) -> bytes:
+        sender = self._links.encryption_key(peer_id)
+        if sender is None:
+            raise TransportError("its link went down")
+        return unwrap_key(self.identity, sender, offer.wrapped_key, offer.signed.digest)
+
+    def _deliver(self, peer_id: str, received: ReceivedPayload) -> None:
+        self._runtime.payload_received(self._membership.name_of(peer_id), received)
+
+    def _aborted(self, peer_id: str, signed: SignedHeader) -> None:
+        self._runtime.dispatch(on.TransferAborted(self._membership.name_of(peer_id), signed))
+
+    def _sent(self, peer_id: str, signed: SignedHeader, outcome: object) -> None:
+        log.debug(
+            "envelope sent",
+            site=self._membership.name_of(peer_id),
+            round=signed.header.round_number,
+            outcome=str(outcome),
+        )
+
+    def connected(self, peer_id: str, address: str, direction: Direction) -> None:
+        log.debug("connected", peer=peer_id, address=address, direction=direction)
+        self._links.nudge(peer_id)
+
+    def disconnected(self, peer_id: str, reason: str) -> None:
+        log.debug("disconnected", peer=peer_id, reason=reason)
+
+    def refused(self, peer_id: str | None, address: str | None, reason: str) -> None:
+        self._status.strangers_refused += 1
+        if self._status.strangers_refused <= MAX_REPORTED_STRANGERS:
+            log.warning("stranger refused", peer=peer_id, address=address, reason=reason)
+
+    def status(self) -> Status:
+        return self._status.build()
+
+    async def changed(self) -> None:
+        await self._change.wait()
+
+    def stop(self) -> None:
+        self._runtime.dispatch(on.StopRequested())
+
+    async def ping(self, site: str) -> PingResult:
+        """:raises ControlError: no neighbour of that name, or no answer."""
+        if site not in self.topology.all_neighbours(self._name):
+            known = ", ".join(self.topology.all_neighbours(self._name))
+            raise ControlError(f"{site!r} is no neighbour of {self._name}; those are: {known}")
+        peer_id = self.topology.peer(site).peer_id_text
+        self._links.nudge(peer_id)
+        try:
+            seconds = await self._links.ping(peer_id, PING_TIMEOUT_SECONDS)
+        except TransportError as error:
+            state = self._links.state(peer_id)
+            why = state.refusal or state.last_error if state is not None else None
+            raise ControlError(f"{site}: {error}" + (f"; {why}" if why else "")) from error
+        path = self._transport.path(peer_id)
+        return PingResult(
+            site, seconds, path.address if path else None, path.direction if path else None
+        )
+
+    async def reload(self) -> ReloadResult:
+        """Read the topology file again; on any error the running one stays.
+
+        :raises ConfigurationError: it is not sound, or changes what needs a restart.
+        """
+        notify_reloading()
+        try:
+            topology = await trio.to_thread.run_sync(load_topology, self.site.topology_path)
+            check_membership(self.site, topology, self.identity)
+            self._refuse_fixed_changes(topology)
+        finally:
+            notify("READY=1")
+        if topology.digest == self.topology.digest:
+            return ReloadResult(topology.digest.hex(), ["nothing changed"])
+        changes = describe_changes(self.topology, topology)
+        self.topology = self._status.topology = topology
+        self._membership.change_topology(topology)
+        self._book.set_listed(self._listed_addresses())
+        self._transport.set_roster(self._roster())
+        plan = plan_of(
+            topology,
+            self._name,
+            self._runtime.plan.schema_digest,
+            self._runtime.plan.genesis_replica,
+        )
+        self._runtime.change_plan(plan, peer_ids_of(topology))
+        self._links.set_neighbours(self._neighbour_ids())
+        log.info("topology reloaded", topology=topology.digest.hex()[:12], changes=changes)
+        for peer_id in self._neighbour_ids():
+            # Both ends must compare the new file; who has not reloaded yet says so.
+            await self._links.reconnect(peer_id, "the topology file was reloaded")
+        return ReloadResult(topology.digest.hex(), changes)
+
+    def _refuse_fixed_changes(self, topology: Topology) -> None:
+        old, new = fixed_settings(self.topology), fixed_settings(topology)
+        problems = [
+            Problem(
+                topology.path,
+                key,
+                None,
+                "cannot change while the federation runs",
+                "undo the change, or stop every site, change it everywhere and start again",
+            )
+            for key in old
+            if old[key] != new[key]
+        ]
+        if problems:
+            raise ConfigurationError(problems)
+
+    async def export(self, path: Path) -> ExportResult:
+        """:raises TrainingError: the file cannot be written."""
+        runtime = self._runtime
+        round_number, model = runtime.engine.round_number, runtime.model_digest
+        exported = await self._trainer.export(
+            path,
+            {
+                "format": "p2pfed/1",
+                "federation": self.topology.file.federation.name,
+                "federation_id": runtime.plan.federation_id.hex(),
+                "site": self._name,
+                "round": str(round_number),
+                "model_digest": model.hex(),
+                "schema_digest": runtime.plan.schema_digest.hex(),
+                "topology_digest": self.topology.digest.hex(),
+                "rule": self.topology.file.aggregation.rule,
+                "software": f"p2pfed {__version__}",
+            },
+        )
+        return ExportResult(exported.path, exported.size_bytes, round_number, model.hex())
+
+    async def evaluate(self, data: Path) -> EvaluateResult:
+        """:raises DataError: the file does not fit the task."""
+        evaluated = await self._trainer.evaluate_file(data)
+        return EvaluateResult(dict(evaluated.metrics), evaluated.records)
+
+
+def describe_changes(old: Topology, new: Topology) -> list[str]:
+    """What a reload applies, a line each."""
+    lines = [f"+ peer {name}" for name in sorted(set(new.names) - set(old.names))]
+    lines += [f"- peer {name}" for name in sorted(set(old.names) - set(new.names))]
+    for name in sorted(set(old.names) & set(new.names)):
+        if old.peer(name) != new.peer(name):
+            lines.append(f"~ peer {name}")
+        gained = set(new.all_neighbours(name)) - set(old.all_neighbours(name))
+        lost = set(old.all_neighbours(name)) - set(new.all_neighbours(name))
+        lines += [f"+ edge {name} - {other}" for other in sorted(gained) if name < other]
+        lines += [f"- edge {name} - {other}" for other in sorted(lost) if name < other]
+    before, after = old.file.round.model_dump(), new.file.round.model_dump()
+    lines += [
+        f"~ round.{key}: {before[key]} -> {after[key]}"
+        for key in before
+        if before[key] != after[key]
+    ]
+    return lines

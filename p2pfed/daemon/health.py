@@ -1,0 +1,95 @@
+"""Health: what of a status an operator should do something about, and what to do."""
+
+from p2pfed.daemon.status import HealthLine, Status
+
+ROUND_TRIP_WARNING_SECONDS = 2.0
+BEHIND_WARNING_ROUNDS = 3
+
+
+def health_of(status: Status) -> list[HealthLine]:
+    """Derive the health lines from the rest of a status, errors first."""
+    lines = _own(status) + _neighbours(status)
+    return sorted(lines, key=lambda line: line.severity != "error")
+
+
+def _own(status: Status) -> list[HealthLine]:
+    lines: list[HealthLine] = []
+    if status.trainer.state in ("failed", "restarting"):
+        reason = status.trainer.last_error or "no reason known"
+        lines.append(
+            HealthLine("error", f"the trainer is {status.trainer.state}: {reason}", "p2pfed log")
+        )
+    elif status.trainer.last_error and status.round.phase == "training":
+        lines.append(
+            HealthLine("error", f"training fails: {status.trainer.last_error}", "p2pfed log")
+        )
+    waiting_too_long = (
+        status.round.phase == "collecting"
+        and status.round.deadline_in_seconds is not None
+        and status.round.deadline_in_seconds < 0
+    )
+    if waiting_too_long:
+        lines.append(
+            HealthLine(
+                "error",
+                f"round {status.round.number} lacks its quorum: {status.round.delivered} of "
+                f"{status.round.expected} neighbours delivered",
+                "p2pfed peers",
+            )
+        )
+    if status.round.degraded:
+        lines.append(
+            HealthLine("warning", "the last round closed without every neighbour", "p2pfed peers")
+        )
+    if status.totals.deltas_rejected:
+        lines.append(
+            HealthLine(
+                "warning",
+                f"{status.totals.deltas_rejected} deltas did not keep what their header promised",
+                "p2pfed log",
+            )
+        )
+    return lines
+
+
+def _neighbours(status: Status) -> list[HealthLine]:
+    lines: list[HealthLine] = []
+    for neighbour in status.neighbours:
+        name = neighbour.name
+        if neighbour.quarantined:
+            lines.append(
+                HealthLine(
+                    "error",
+                    f"{name} signed two different deltas for one round and is quarantined",
+                    "p2pfed log",
+                )
+            )
+        elif neighbour.refusal is not None:
+            lines.append(HealthLine("error", f"{name}: {neighbour.refusal}", "p2pfed config check"))
+        elif neighbour.state != "connected":
+            reason = f": {neighbour.last_error}" if neighbour.last_error else ""
+            lines.append(
+                HealthLine("warning", f"{name} is not connected{reason}", f"p2pfed ping {name}")
+            )
+        elif (neighbour.round_trip_seconds or 0.0) > ROUND_TRIP_WARNING_SECONDS:
+            lines.append(
+                HealthLine(
+                    "warning",
+                    f"{name} answers slowly, {neighbour.round_trip_seconds:.1f} s there and back",
+                    f"p2pfed ping {name}",
+                )
+            )
+        elif (
+            neighbour.round is not None
+            and status.round.number - neighbour.round >= BEHIND_WARNING_ROUNDS
+        ):
+            behind = status.round.number - neighbour.round
+            lines.append(
+                HealthLine("warning", f"{name} is {behind} rounds behind", f"p2pfed ping {name}")
+            )
+    connected = [n for n in status.neighbours if n.state == "connected"]
+    if status.neighbours and not connected:
+        lines.append(
+            HealthLine("error", "no neighbour is connected; this site is alone", "p2pfed peers")
+        )
+    return lines

@@ -1,0 +1,43 @@
+"""From a topology file to what the round engine needs of it."""
+
+from p2pfed.protocol.federation import federation_id
+from p2pfed.protocol.plan import FederationPlan
+from p2pfed.topology import Topology
+
+
+def plan_of(
+    topology: Topology, site: str, schema_digest: bytes, genesis_digest: bytes
+) -> FederationPlan:
+    """One site's view of ``topology`` for a model with this schema and genesis."""
+    file = topology.file
+    return FederationPlan(
+        topology_digest=topology.digest,
+        schema_digest=schema_digest,
+        federation_id=federation_id(file.federation.name, schema_digest, genesis_digest),
+        genesis_replica=genesis_digest,
+        weights_of=lambda round_number: topology.weights(site, round_number),
+        time_varying=topology.time_varying,
+        total_rounds=file.round.rounds,
+        local_steps=file.round.local_steps,
+        deadline_seconds=file.round.deadline_seconds,
+        quorum=file.round.quorum,
+        max_staleness=file.round.max_staleness,
+    )
+
+
+def peer_ids_of(topology: Topology) -> dict[str, str]:
+    return {peer.name: peer.peer_id_text for peer in topology.file.peers}
+
+
+def fixed_settings(topology: Topology) -> dict[str, object]:
+    """What cannot change while a federation runs, by its key in the file."""
+    file = topology.file
+    return {
+        "federation": file.federation,
+        "aggregation": file.aggregation,
+        "codec": file.codec,
+        "task": file.task,
+        "privacy": file.privacy,
+        "round.mode": file.round.mode,
+        "graph (fixed or varying with the round)": topology.time_varying,
+    }

@@ -1,0 +1,164 @@
+"""What a daemon says of itself: one frozen type behind the table, the JSON and the metrics.
+
+The JSON is an interface: ``schema_version`` grows when a field changes meaning or goes.
+``p2pfed/cli/STATUS.md`` documents every field.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+STATUS_SCHEMA_VERSION = 1
+
+Severity = Literal["warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class SiteStatus:
+    name: str
+    peer_id: str
+    federation: str
+    federation_id: str
+    software: str
+    config: str
+    pid: int
+    uptime_seconds: float
+    listen_addresses: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class TopologyStatus:
+    path: str
+    digest: str
+    peers: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoundStatus:
+    """``number`` counts from 0 and is the round under way; ``total`` 0 means without end."""
+
+    number: int
+    total: int
+    phase: str
+    phase_seconds: float
+    deadline_in_seconds: float | None
+    delivered: int
+    expected: int
+    degraded: bool
+    last_seconds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    digest: str
+    parameters: int
+    schema: str
+    rule: str
+    codec: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerReport:
+    state: str
+    pid: int | None
+    device: str | None
+    restarts: int
+    last_error: str | None
+    step: int | None
+    steps: int | None
+    samples_per_second: float | None
+    training_records: int
+    holdout_records: int
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourStatus:
+    name: str
+    peer_id: str
+    state: str
+    address: str | None
+    direction: str | None
+    round_trip_seconds: float | None
+    round: int | None
+    phase: str | None
+    last_delta_age_seconds: float | None
+    staleness: int | None
+    weight: float
+    bytes_sent: int
+    bytes_received: int
+    last_error: str | None
+    refusal: str | None
+    quarantined: bool
+    software: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    rounds_done: int
+    bytes_sent: int
+    bytes_received: int
+    deltas_accepted: int
+    deltas_refused: int
+    deltas_rejected: int
+    strangers_refused: int
+
+
+@dataclass(frozen=True, slots=True)
+class HealthLine:
+    """A problem and the command to run next."""
+
+    severity: Severity
+    problem: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Everything at one moment."""
+
+    site: SiteStatus
+    topology: TopologyStatus
+    round: RoundStatus
+    model: ModelStatus
+    metrics_before: dict[str, float]
+    metrics_after: dict[str, float]
+    training_loss: float | None
+    trainer: TrainerReport
+    neighbours: list[NeighbourStatus]
+    totals: Totals
+    health: list[HealthLine] = field(default_factory=list)
+    schema_version: int = STATUS_SCHEMA_VERSION
+
+    @property
+    def healthy(self) -> bool:
+        return not any(line.severity == "error" for line in self.health)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "Status":
+        """Read what ``to_json`` wrote; keys of a newer daemon that are unknown are ignored."""
+        values = dict(document)
+        for name, kind in _TABLES.items():
+            values[name] = _known(kind, values[name])
+        for name, kind in _LISTS.items():
+            values[name] = [_known(kind, item) for item in values[name]]
+        result: Status = _known(cls, values)
+        return result
+
+
+def _known(kind: Any, values: dict[str, Any]) -> Any:
+    names = {item.name for item in dataclasses.fields(kind)}
+    return kind(**{key: value for key, value in values.items() if key in names})
+
+
+_TABLES: dict[str, Any] = {
+    "site": SiteStatus,
+    "topology": TopologyStatus,
+    "round": RoundStatus,
+    "model": ModelStatus,
+    "trainer": TrainerReport,
+    "totals": Totals,
+}
+_LISTS: dict[str, Any] = {"neighbours": NeighbourStatus, "health": HealthLine}
