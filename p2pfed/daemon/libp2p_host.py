@@ -128,8 +128,9 @@ def make_host(
         muxer_opt={TProtocol(YAMUX_PROTOCOL_ID): BoundedYamux},
         listen_addrs=[multiaddr.Multiaddr(address) for address in listen_addresses],
         connection_config=config,
-        retry_config=RetryConfig(max_retries=0),  # back-off is the link's own
         disable_identify_address_discovery=True,
     )
     assert isinstance(host, BasicHost)  # noqa: S101 - no routing was asked for
+    network: Any = host.get_network()
+    network.retry_config = RetryConfig(max_retries=0)  # back-off is the link's own
     return host

@@ -411,7 +411,7 @@ class Links:
         for record in self._book.records():
             self.post(link.peer_id, AddressRecordNotice(record))
         failures: list[P2pfedError] = []
-        async with trio.open_nursery() as nursery, receiver:
+        async with receiver, trio.open_nursery() as nursery:
 
             async def until_failure(part: Awaitable[None]) -> None:
                 try:

@@ -1,0 +1,1 @@
+"""Demonstrations: real federations of real daemons on one machine."""
