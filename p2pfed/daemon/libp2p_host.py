@@ -38,10 +38,12 @@ Refused = Callable[[str | None, str | None, str], None]
 
 def quiet_library_logging() -> None:
     """Undo what importing libp2p does to logging: its records go where ours go."""
-    library = logging.getLogger("libp2p")
-    library.handlers.clear()
-    library.propagate = True
-    library.setLevel(logging.CRITICAL)
+    for name in list(logging.root.manager.loggerDict):
+        if name == "libp2p" or name.startswith("libp2p."):
+            library = logging.getLogger(name)
+            library.handlers.clear()
+            library.propagate = True
+            library.setLevel(logging.CRITICAL)
 
 
 class MembersOnlyNoise(NoiseTransport):  # type: ignore[misc]

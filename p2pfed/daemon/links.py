@@ -72,6 +72,7 @@ class LinkState:
     attempts: int = 0
     refusal: str | None = None
     software: str | None = None
+    offences: int = 0  # times it broke the protocol; it is dialled again slowly after each
 
 
 class LinkHandler(Protocol):
@@ -107,6 +108,9 @@ class _Link:
         self.scope = trio.CancelScope()
         self.control: trio.CancelScope | None = None
         self.superseded = False
+        self.carried = False
+        self.offended = False
+        self.opened_here = False
         self.pings: dict[int, tuple[float, trio.Event]] = {}
         self.next_token = 0
         self.heard_at_seconds = trio.current_time()
@@ -141,6 +145,7 @@ class Links:
         self._links: dict[str, _Link] = {}
         self._wanted: dict[str, str] = {}
         self._nursery: trio.Nursery | None = None
+        self._stopping = False
         transport.set_handler(limits.CONTROL_PROTOCOL, self._accept)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -203,7 +208,8 @@ class Links:
         token = self._new_token(link, answered)
         sent_at = link.pings[token][0]
         hello = self._handler.local_hello()
-        self.post(peer_id, Heartbeat(token, hello.round_number, hello.phase))
+        if not self.post(peer_id, Heartbeat(token, hello.round_number, hello.phase)):
+            raise TransportError("it takes messages too slowly; too many wait for it")
         with trio.move_on_after(timeout_seconds):
             await answered.wait()
             return trio.current_time() - sent_at
@@ -215,7 +221,11 @@ class Links:
         await self._transport.drop(peer_id, reason)
 
     async def say_goodbye(self, reason: str) -> None:
-        """Tell every neighbour that this daemon stops on purpose; bounded in time."""
+        """Tell every neighbour that this daemon stops on purpose; bounded in time.
+
+        No link is made any more afterwards.
+        """
+        self._stopping = True
         linked = [peer_id for peer_id, link in self._links.items() if link.outgoing is not None]
         for peer_id in linked:
             self.post(peer_id, Goodbye(reason))
@@ -226,17 +236,21 @@ class Links:
     async def _supervise(self, link: _Link) -> None:
         with link.scope:
             pause_seconds = FIRST_RETRY_SECONDS
-            if self._own_peer_id > link.peer_id:
-                await self._wait(link, DIAL_HEAD_START_SECONDS)
-            while True:
-                if self._transport.path(link.peer_id) is None:
+            await self._give_head_start(link)
+            while not self._stopping:
+                if link.control is None and self._transport.path(link.peer_id) is None:
                     await self._dial(link)
-                if link.outgoing is None and self._transport.path(link.peer_id) is not None:
+                if link.control is None and self._transport.path(link.peer_id) is not None:
                     await self._open_control(link)
-                if link.outgoing is not None:
+                if link.control is not None:
                     await link.ended.wait()
+                if link.carried:
+                    link.carried = False
                     pause_seconds = FIRST_RETRY_SECONDS
-                if link.state.phase == "refused":
+                    if not link.offended and link.state.phase != "refused":
+                        await self._give_head_start(link)
+                if link.offended or link.state.phase == "refused":
+                    link.offended = False
                     await self._wait(link, REFUSED_RETRY_SECONDS)
                 else:
                     # Full jitter, so that peers that lost each other do not retry in step.
@@ -244,11 +258,23 @@ class Links:
                     pause_seconds = min(2 * pause_seconds, MAX_RETRY_SECONDS)
         await self._transport.drop(link.peer_id, "no longer a neighbour")
 
+    async def _give_head_start(self, link: _Link) -> None:
+        """Let the peer with the lower id dial first; news of addresses do not cut this short."""
+        if self._own_peer_id < link.peer_id:
+            return
+        with trio.move_on_after(DIAL_HEAD_START_SECONDS):
+            while self._transport.path(link.peer_id) is None:
+                await self._wait(link, DIAL_HEAD_START_SECONDS)
+
     async def _wait(self, link: _Link, seconds: float) -> None:
-        """Pause, unless a nudge or an incoming link makes it pointless."""
+        """Pause, unless a nudge or an incoming link makes it pointless.
+
+        A nudge from before the pause does not count: every connection brings one, and a
+        neighbour that refuses each would be dialled without a pause.
+        """
+        link.nudge = trio.Event()
         with trio.move_on_after(seconds):
             await link.nudge.wait()
-        link.nudge = trio.Event()
 
     async def _dial(self, link: _Link) -> None:
         addresses = self._book.addresses(link.peer_id)
@@ -258,6 +284,8 @@ class Links:
         if link.state.phase != "refused":
             link.change("dialling")
         for address in addresses:
+            if self._transport.path(link.peer_id) is not None:
+                break  # it dialled this end meanwhile
             link.state = replace(link.state, attempts=link.state.attempts + 1)
             try:
                 await self._transport.dial(link.peer_id, address, DIAL_TIMEOUT_SECONDS)
@@ -266,14 +294,16 @@ class Links:
                 continue
             self._book.worked(link.peer_id, address)
             return
-        if link.state.phase != "refused":
+        if link.state.phase == "dialling":
             link.change("waiting")
 
     async def _open_control(self, link: _Link) -> None:
         path = self._transport.path(link.peer_id)
         if path is not None and path.direction == "inbound":
             # The dialler opens the control stream; this end only waits for it.
-            await self._wait(link, CONTROL_STREAM_TIMEOUT_SECONDS)
+            with trio.move_on_after(CONTROL_STREAM_TIMEOUT_SECONDS):
+                while link.control is None and self._transport.path(link.peer_id) is not None:
+                    await self._wait(link, HEARTBEAT_SECONDS)
             if link.control is None:
                 await self._transport.drop(link.peer_id, "it opened no control stream")
             return
@@ -284,11 +314,19 @@ class Links:
             link.state = replace(link.state, last_error=str(error) or "no answer")
             await self._transport.drop(link.peer_id, "no control stream")
             return
+        if link.control is not None:
+            # The neighbour opened one meanwhile.
+            await stream.abort()
+            return
+        link.opened_here = True
         await self._serve(link, stream)
 
     async def _accept(self, stream: Stream) -> None:
         """The stream handler: a neighbour opened its control stream."""
         link = self._links.get(stream.peer_id)
+        if self._stopping:
+            await stream.abort()
+            return
         if link is None:
             refusal = Refusal(
                 RefusalCode.NOT_A_NEIGHBOUR, "this site is no neighbour of yours in its topology"
@@ -296,44 +334,68 @@ class Links:
             await stream.send_all(encode_message(refusal))
             await stream.close()
             return
-        if link.control is not None:
-            # The neighbour knows better which of its streams is alive: the newest wins.
+        while link.control is not None:
+            if link.opened_here and self._own_peer_id < link.peer_id:
+                # Both ends opened one at the same time: the lower id's is kept at both.
+                await stream.abort()
+                return
+            # The neighbour knows better which of its own streams is alive: the newest wins.
             link.superseded = True
             link.control.cancel()
             await link.ended.wait()
+        link.opened_here = False
         await self._serve(link, stream)
 
     async def _serve(self, link: _Link, stream: Stream) -> None:
         """Say hello, then carry messages until the link ends."""
         link.ended = trio.Event()
         link.control = scope = trio.CancelScope()
-        reason = "the link ended"
+        link.nudge.set()
+        reason = "another control stream took its place"
         up = False
         try:
             with scope:
                 reader = FrameReader()
                 hello = await self._handshake(link, stream, reader)
                 up = True
+                # What the handler says to the new link must find its queue.
+                outgoing = self._establish(link, hello)
                 self._handler.link_up(link.peer_id, hello)
-                await self._carry(link, stream, reader)
+                await self._carry(link, stream, reader, outgoing)
         except IncompatiblePeerError as error:
             reason = str(error)
+            log.warning("link refused", site=link.name, reason=reason)
             link.change("refused", refusal=reason, last_error=reason)
-        except (TransportError, RemoteProtocolError, trio.TooSlowError) as error:
+        except RemoteProtocolError as error:
+            reason = str(error)
+            link.offended = True
+            link.state = replace(link.state, last_error=reason, offences=link.state.offences + 1)
+            log.warning(
+                "neighbour broke the protocol",
+                site=link.name,
+                reason=reason,
+                offences=link.state.offences,
+            )
+        except (TransportError, trio.TooSlowError) as error:
             reason = str(error) or "no answer in time"
             link.state = replace(link.state, last_error=reason)
         finally:
             link.outgoing = None
-            link.control = None
+            link.carried = link.carried or up
             if link.state.phase == "connected":
                 link.change("waiting", last_error=reason)
             with trio.CancelScope(shield=True):
                 await stream.abort()
-                if self._links.get(link.peer_id) is link and not link.superseded:
+                if (
+                    self._links.get(link.peer_id) is link
+                    and (up or link.offended or link.state.phase == "refused")
+                    and not link.superseded
+                ):
                     await self._transport.drop(link.peer_id, reason)
             link.superseded = False
             if up:
                 self._handler.link_down(link.peer_id, reason)
+            link.control = None
             link.ended.set()
 
     async def _handshake(self, link: _Link, stream: Stream, reader: FrameReader) -> Hello:
@@ -393,7 +455,8 @@ class Links:
             except TransportError:
                 return
 
-    async def _carry(self, link: _Link, stream: Stream, reader: FrameReader) -> None:
+    def _establish(self, link: _Link, hello: Hello) -> trio.MemoryReceiveChannel[Message]:
+        """Mark the link as up and give it its bounded queue."""
         path = self._transport.path(link.peer_id)
         link.heard_at_seconds = trio.current_time()
         link.pings.clear()
@@ -406,12 +469,22 @@ class Links:
             refusal=None,
             last_error=None,
             attempts=0,
+            software=hello.software,
         )
         log.info("link up", site=link.name, address=link.state.address)
         for record in self._book.records():
             self.post(link.peer_id, AddressRecordNotice(record))
+        return receiver
+
+    async def _carry(
+        self,
+        link: _Link,
+        stream: Stream,
+        reader: FrameReader,
+        outgoing: trio.MemoryReceiveChannel[Message],
+    ) -> None:
         failures: list[P2pfedError] = []
-        async with receiver, trio.open_nursery() as nursery:
+        async with outgoing, trio.open_nursery() as nursery:
 
             async def until_failure(part: Awaitable[None]) -> None:
                 try:
@@ -421,15 +494,18 @@ class Links:
                     nursery.cancel_scope.cancel()
 
             nursery.start_soon(until_failure, self._beat(link))
-            nursery.start_soon(until_failure, self._write(stream, receiver))
+            nursery.start_soon(until_failure, self._write(stream, outgoing))
             nursery.start_soon(until_failure, self._read(link, stream, reader))
         if failures:
             raise failures[0]
 
-    async def _write(self, stream: Stream, receiver: trio.MemoryReceiveChannel[Message]) -> None:
-        async for message in receiver:
+    async def _write(self, stream: Stream, outgoing: trio.MemoryReceiveChannel[Message]) -> None:
+        async for message in outgoing:
             await stream.send_all(encode_message(message))
             if isinstance(message, Goodbye):
+                # The neighbour closes once it has read this; to reset the stream now would
+                # overtake the message.
+                await trio.sleep(GOODBYE_TIMEOUT_SECONDS)
                 raise TransportError("this daemon stops")
 
     async def _read(self, link: _Link, stream: Stream, reader: FrameReader) -> None:
@@ -492,4 +568,7 @@ class Links:
                 link.heard_at_seconds = trio.current_time()
             silent_seconds = trio.current_time() - link.heard_at_seconds
             if silent_seconds > LINK_TIMEOUT_SECONDS:
-                raise TransportError(f"nothing was heard of it for {silent_seconds:.0f} s")
+                reason = f"nothing was heard of it for {silent_seconds:.0f} s"
+                # First of all: a write that hangs cannot be cancelled, only fail.
+                await self._transport.drop(link.peer_id, reason)
+                raise TransportError(reason)

@@ -97,9 +97,12 @@ class Outbox:
                 outcome = await send_envelope(self._transport, peer_id, offer, item.ciphertext)
             except TransportError as error:
                 log.info("transfer failed", peer=peer_id, attempt=attempt, reason=str(error))
-                if attempt < ATTEMPTS:
-                    await trio.sleep(pause_seconds)
-                    pause_seconds *= 2
+                if attempt == ATTEMPTS:
+                    # A link that carries nothing is none; the next hello starts the repair.
+                    await self._links.reconnect(peer_id, "envelopes do not get through")
+                    return
+                await trio.sleep(pause_seconds)
+                pause_seconds *= 2
                 continue
             except FileNotFoundError:
                 return  # so old that it is not retained any more

@@ -315,8 +315,13 @@ class RoundEngine:
             case on.LinkUp():
                 neighbour.linked = True
                 neighbour.announced_round = event.round_number
-                if event.replica != neighbour.tip() and not neighbour.quarantined:
+                if neighbour.quarantined:
+                    return
+                if event.replica != neighbour.tip():
                     self._ask_for_repair(neighbour)
+                # What was published while the hellos crossed was sent to nobody.
+                if self.published is not None:
+                    self._send_newest(neighbour.site)
             case on.LinkDown():
                 neighbour.linked = False
                 neighbour.down_since_seconds = now
@@ -418,6 +423,12 @@ class RoundEngine:
     def _ask_for_repair(self, neighbour: Neighbour) -> None:
         neighbour.repair_next_round = False
         self._commands.append(do.RequestRepair(neighbour.site, neighbour.tip()))
+
+    def _send_newest(self, site: str) -> None:
+        if self._retained.headers:
+            self._commands.append(do.SendDelta(site, self._retained.headers[-1].digest))
+        else:
+            self._commands.append(do.SendSnapshot(site))
 
     def _repair(self, event: on.WantArrived) -> None:
         if self.published is None or event.replica_held == self._replica:

@@ -234,7 +234,8 @@ def test_what_a_neighbour_misses_is_sent_from_the_retained_deltas_or_as_a_snapsh
     chain = tuple(signed("a", number) for number in range(3))
     peer = engine(own=OwnState(3, name_of_replica("a", 2), chain[2]), retained=chain)
     peer.handle(on.Started(), 0.0)
-    peer.handle(on.LinkUp("b", 3, GENESIS, NEVER_PUBLISHED), 0.0)
+    newest = do.SendDelta("b", chain[2].digest)
+    assert newest in peer.handle(on.LinkUp("b", 3, GENESIS, NEVER_PUBLISHED), 0.0)
     assert peer.handle(on.WantArrived("b", name_of_replica("a", 0)), 1.0) == [
         do.SendDelta("b", chain[1].digest),
         do.SendDelta("b", chain[2].digest),
