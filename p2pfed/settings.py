@@ -60,8 +60,15 @@ def validate(model: type[SettingsT], document: dict[str, Any], path: Path) -> Se
     try:
         return model.model_validate(document)
     except ValidationError as error:
+        found = error.errors(include_url=False)
+        # A table with a bad entry is reported as too short as well; the entry says enough.
+        deeper = {details["loc"][0] for details in found if len(details["loc"]) > 1}
         raise ConfigurationError(
-            [_problem(path, model, details) for details in error.errors(include_url=False)]
+            [
+                _problem(path, model, details)
+                for details in found
+                if details["type"] != "too_short" or details["loc"][0] not in deeper
+            ]
         ) from error
 
 

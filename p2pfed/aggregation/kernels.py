@@ -6,7 +6,8 @@ All of them release the GIL.
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from p2pfed.protocol.compiled import compiled
 
 Vector = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
@@ -14,7 +15,7 @@ Wide = npt.NDArray[np.float64]
 TILE = 1024  # columns sorted at a time: rows of a tile stay in the first-level cache
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def squared_distance(own: Vector, other: Vector) -> float:
     """The sum of (other - own)^2 in float64, shape (n,) each.
 
@@ -47,21 +48,21 @@ def squared_distance(own: Vector, other: Vector) -> float:
     return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def add_scaled_difference(total: Wide, own: Vector, other: Vector, weight: float) -> None:
     """total += weight * (other - own), in float64, shape (n,)."""
     for i in range(own.shape[0]):
         total[i] += weight * (np.float64(other[i]) - np.float64(own[i]))
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def add_to(own: Vector, total: Wide, out: Vector) -> None:
     """out = own + total, rounded once to float32."""
     for i in range(own.shape[0]):
         out[i] = np.float32(np.float64(own[i]) + total[i])
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def compare_and_exchange(rows: Vector, network: npt.NDArray[np.int64], count: int) -> None:
     """Run a sorting network over the columns of ``rows``, shape (m, >= count).
 
@@ -77,7 +78,7 @@ def compare_and_exchange(rows: Vector, network: npt.NDArray[np.int64], count: in
                 high[i] = b if a < b else a
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def mean_of_rows(rows: Vector, first: int, last: int, out: Vector) -> None:
     """out = the mean of rows first..last (inclusive) in float64, shape (n,)."""
     count = last - first + 1

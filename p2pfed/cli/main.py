@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from p2pfed import __version__
-from p2pfed.cli.daemon_link import LONG_TIMEOUT_SECONDS, DaemonLink
+from p2pfed.daemon.control_link import LONG_TIMEOUT_SECONDS, DaemonLink
 from p2pfed.cli.site_choice import ConfigOption, choose_config
 from p2pfed.errors import ControlTimeoutError, ExitCode, NotRunningError, P2pfedError
 

@@ -27,7 +27,7 @@ class AddressBook:
         self._listed = dict(listed)
         for known in (self._records, self._hints, self._good):
             for peer_id in set(known) - set(listed):
-                del known[peer_id]  # type: ignore[attr-defined]
+                del known[peer_id]
 
     def learn_record(self, record: bytes) -> str | None:
         """Take a member's signed addresses.

@@ -25,7 +25,7 @@ from p2pfed.daemon.logs import RecentLines
 from p2pfed.daemon.membership import Membership
 from p2pfed.daemon.notify import notify, notify_reloading
 from p2pfed.daemon.outbox import Outbox
-from p2pfed.daemon.plan import fixed_settings, peer_ids_of, plan_of
+from p2pfed.daemon.plan import peer_ids_of, plan_of
 from p2pfed.daemon.round_work import RoundWork
 from p2pfed.daemon.runtime import Runtime
 from p2pfed.daemon.status import Status
@@ -45,6 +45,7 @@ from p2pfed.protocol.messages import AnswerCode
 from p2pfed.protocol.rounds import OwnState, RoundEngine
 from p2pfed.site_identity import check_membership
 from p2pfed.topology import Topology, load_topology
+from p2pfed.topology.diff import compare, fixed_changes
 from p2pfed.training import frames
 
 log = structlog.get_logger(__name__)
@@ -392,7 +393,7 @@ class Daemon:
             notify("READY=1")
         if topology.digest == self.topology.digest:
             return ReloadResult(topology.digest.hex(), ["nothing changed"])
-        changes = describe_changes(self.topology, topology)
+        changes = [change.what for change in compare(self.topology, topology)]
         self.topology = self._status.topology = topology
         self._membership.change_topology(topology)
         self._book.set_listed(self._listed_addresses())
@@ -412,17 +413,15 @@ class Daemon:
         return ReloadResult(topology.digest.hex(), changes)
 
     def _refuse_fixed_changes(self, topology: Topology) -> None:
-        old, new = fixed_settings(self.topology), fixed_settings(topology)
         problems = [
             Problem(
                 topology.path,
-                key,
+                "",
                 None,
-                "cannot change while the federation runs",
+                f"{change} cannot change while the federation runs",
                 "undo the change, or stop every site, change it everywhere and start again",
             )
-            for key in old
-            if old[key] != new[key]
+            for change in fixed_changes(self.topology, topology)
         ]
         if problems:
             raise ConfigurationError(problems)
@@ -452,23 +451,3 @@ class Daemon:
         """:raises DataError: the file does not fit the task."""
         evaluated = await self._trainer.evaluate_file(data)
         return EvaluateResult(dict(evaluated.metrics), evaluated.records)
-
-
-def describe_changes(old: Topology, new: Topology) -> list[str]:
-    """What a reload applies, a line each."""
-    lines = [f"+ peer {name}" for name in sorted(set(new.names) - set(old.names))]
-    lines += [f"- peer {name}" for name in sorted(set(old.names) - set(new.names))]
-    for name in sorted(set(old.names) & set(new.names)):
-        if old.peer(name) != new.peer(name):
-            lines.append(f"~ peer {name}")
-        gained = set(new.all_neighbours(name)) - set(old.all_neighbours(name))
-        lost = set(old.all_neighbours(name)) - set(new.all_neighbours(name))
-        lines += [f"+ edge {name} - {other}" for other in sorted(gained) if name < other]
-        lines += [f"- edge {name} - {other}" for other in sorted(lost) if name < other]
-    before, after = old.file.round.model_dump(), new.file.round.model_dump()
-    lines += [
-        f"~ round.{key}: {before[key]} -> {after[key]}"
-        for key in before
-        if before[key] != after[key]
-    ]
-    return lines

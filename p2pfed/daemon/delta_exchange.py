@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import structlog
 import trio
@@ -36,7 +37,13 @@ INLINE_BYTES = 64 * 1024  # a chunk that is opened sooner than a thread could be
 MEMORY_BYTES = 256 * 1024  # a payload that is not worth a file
 OPENING_THREADS = 2
 CHUNKS_IN_FLIGHT = 3  # received but not yet checked
+PARTIAL_SUFFIX = ".partial"  # in the spool directory, with what was checked so far
+WHOLE_SUFFIX = ".payload"  # waiting to be applied
 RESUMABLE_PER_PEER = 2  # interrupted transfers whose verified part is kept
+CHUNK_TIMEOUT_SECONDS = 60.0  # for an offer or a chunk of 1 MiB: at least 17 KB/s
+# Chunks that were written may still be on their way before the reply: the multiplexer lets
+# 16 MiB be under way, which is 53 s at 0.3 MB/s.
+REPLY_TIMEOUT_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,26 +66,7 @@ async def send_envelope(
     with ciphertext.open("rb") as file:
         stream = await transport.open_stream(peer_id, limits.DELTA_PROTOCOL)
         try:
-            await stream.send_all(frame(offer.encode()))
-            answer = await _receive(stream)
-            if not isinstance(answer, Answer):
-                raise TransportError("it answered an offer with something else")
-            if answer.code is AnswerCode.SEND:
-                header = offer.signed.header
-                if answer.first_chunk > header.chunk_count:
-                    raise TransportError("it asks for a chunk that does not exist")
-                file.seek(answer.first_chunk * sealed_chunk_bytes(header, 0))
-                for _ in range(answer.first_chunk, header.chunk_count):
-                    # At most 1 MiB from a file that was just written: no thread is worth it.
-                    await stream.send_all(file.read(sealed_chunk_bytes(header, 0)))
-                receipt = await _receive(stream)
-                if not isinstance(receipt, Receipt):
-                    raise TransportError("it ended a transfer without a receipt")
-                if not receipt.accepted:
-                    raise TransportError(f"it did not accept the payload: {receipt.detail}")
-                outcome = SendOutcome(True, answer.code, receipt.detail)
-            else:
-                outcome = SendOutcome(answer.code is AnswerCode.HAVE, answer.code, answer.detail)
+            outcome = await _transfer(stream, offer, file)
         except RemoteProtocolError as error:
             await stream.abort()
             raise TransportError(str(error)) from error
@@ -89,19 +77,57 @@ async def send_envelope(
         return outcome
 
 
+async def _transfer(stream: Stream, offer: Offer, file: BinaryIO) -> SendOutcome:
+    """Offer, then send the chunks that are asked for.
+
+    :raises TransportError: the stream failed.
+    :raises RemoteProtocolError: the answer is not one to this offer.
+    """
+    header = offer.signed.header
+    await stream.send_all(frame(offer.encode()))
+    answer = await _receive(stream)
+    if not isinstance(answer, Answer):
+        raise MalformedMessageError("it answered an offer with something else")
+    if answer.code is not AnswerCode.SEND:
+        return SendOutcome(answer.code is AnswerCode.HAVE, answer.code, answer.detail)
+    if answer.first_chunk > header.chunk_count:
+        raise MalformedMessageError("it asks for a chunk that does not exist")
+    file.seek(answer.first_chunk * sealed_chunk_bytes(header, 0))
+    for index in range(answer.first_chunk, header.chunk_count):
+        # At most 1 MiB from a file that was just written: no thread is worth it.
+        sealed = file.read(sealed_chunk_bytes(header, index))
+        if len(sealed) != sealed_chunk_bytes(header, index):
+            raise TransportError(f"{file.name} is shorter than its header says")
+        await stream.send_all(sealed)
+    receipt = await _receive(stream)
+    if not isinstance(receipt, Receipt):
+        raise MalformedMessageError("it ended a transfer without a receipt")
+    if not receipt.accepted:
+        raise TransportError(f"it did not accept the payload: {receipt.detail}")
+    return SendOutcome(True, answer.code, receipt.detail)
+
+
 async def _receive(stream: Stream) -> Answer | Receipt:
-    body = await _receive_frame(stream, limits.MAX_MESSAGE_BYTES)
+    body = await _receive_frame(stream, limits.MAX_MESSAGE_BYTES, REPLY_TIMEOUT_SECONDS)
     message = decode_message(body)
     if not isinstance(message, Answer | Receipt):
         raise MalformedMessageError("not an answer")
     return message
 
 
-async def _receive_frame(stream: Stream, max_bytes: int) -> bytes:
-    (length,) = LENGTH_PREFIX.unpack(await stream.receive_exactly(LENGTH_PREFIX.size))
+async def _receive_frame(stream: Stream, max_bytes: int, timeout_seconds: float) -> bytes:
+    prefix = await _receive_within(stream, LENGTH_PREFIX.size, timeout_seconds)
+    (length,) = LENGTH_PREFIX.unpack(prefix)
     if length > max_bytes:
         raise MalformedMessageError(f"a frame of {length} bytes, at most {max_bytes} are allowed")
-    return await stream.receive_exactly(length)
+    return await _receive_within(stream, length, timeout_seconds)
+
+
+async def _receive_within(stream: Stream, count: int, timeout_seconds: float) -> bytes:
+    """:raises TransportError: the stream fails, or ``count`` bytes take too long."""
+    with trio.move_on_after(timeout_seconds):
+        return await stream.receive_exactly(count)
+    raise TransportError(f"{count} bytes did not come within {timeout_seconds:g} s")
 
 
 class ReceivedPayload:
@@ -157,17 +183,25 @@ class _Spool:
         if self._memory is not None:
             self._memory += plaintext
         else:
-            os.write(self._file, plaintext)
+            # A full disk takes a part of it before it refuses.
+            rest = memoryview(plaintext)
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
         self.chunks_held += 1
 
     def finish(self, signed: SignedHeader) -> ReceivedPayload:
         """:raises MalformedMessageError: the length is not the one that was announced."""
-        content = bytes(self._memory) if self._memory is not None else self._path
-        held = len(content) if isinstance(content, bytes) else os.fstat(self._file).st_size
+        held = len(self._memory) if self._memory is not None else os.fstat(self._file).st_size
         self.close()
         if held != self._header.payload_bytes:
             raise MalformedMessageError(f"{held} bytes of {self._header.payload_bytes} came")
-        return ReceivedPayload(signed, content)
+        if self._memory is not None:
+            return ReceivedPayload(signed, bytes(self._memory))
+        # Whole payloads wait for their round under another name, out of reach of what bounds
+        # the interrupted ones.
+        whole = self._path.with_suffix(WHOLE_SUFFIX)
+        self._path.replace(whole)
+        return ReceivedPayload(signed, whole)
 
     def close(self) -> None:
         if self._file >= 0:
@@ -216,9 +250,18 @@ class DeltaReceiver:
             except TransportError as error:
                 log.info("transfer broke off", peer=stream.peer_id, reason=str(error))
                 await stream.abort()
+            except OSError as error:
+                log.error(  # noqa: TRY400 - the reason says it all
+                    "a transfer cannot be stored; free space on the state directory's disk",
+                    peer=stream.peer_id,
+                    directory=str(self._directory),
+                    reason=str(error),
+                )
+                await stream.abort()
 
     async def _receive_envelope(self, stream: Stream) -> None:
-        offer = Offer.decode(await _receive_frame(stream, limits.MAX_OFFER_BYTES))
+        body = await _receive_frame(stream, limits.MAX_OFFER_BYTES, CHUNK_TIMEOUT_SECONDS)
+        offer = Offer.decode(body)
         header = offer.signed.header
         check_payload_shape(header, self._dimension)
         code, detail = self._handler.decide(stream.peer_id, offer)
@@ -242,7 +285,8 @@ class DeltaReceiver:
         opener = ChunkOpener(
             header, offer.chunk_digests, self._handler.unwrap(stream.peer_id, offer)
         )
-        path = self._directory / f"{stream.peer_id}-{offer.signed.digest.hex()}"
+        name = f"{stream.peer_id}-{offer.signed.digest.hex()}{PARTIAL_SUFFIX}"
+        path = self._directory / name
         self._forget_older(stream.peer_id, path)
         spool = _Spool(header, path)
         try:
@@ -265,7 +309,7 @@ class DeltaReceiver:
     ) -> None:
         """Check and decrypt a chunk in a thread while the next ones are read."""
         sender, receiver = trio.open_memory_channel[tuple[int, bytes]](CHUNKS_IN_FLIGHT)
-        failures: list[RemoteProtocolError | TransportError] = []
+        failures: list[RemoteProtocolError | TransportError | OSError] = []
 
         def open_and_keep(index: int, sealed: bytes) -> None:
             spool.append(opener.open(index, sealed))
@@ -274,7 +318,7 @@ class DeltaReceiver:
             async with sender:
                 try:
                     for index in range(spool.chunks_held, header.chunk_count):
-                        sealed = await stream.receive_exactly(sealed_chunk_bytes(header, index))
+                        sealed = await _receive_chunk(stream, header, index)
                         await sender.send((index, sealed))
                 except TransportError as error:
                     failures.append(error)
@@ -286,8 +330,8 @@ class DeltaReceiver:
                     await trio.to_thread.run_sync(
                         open_and_keep, index, sealed, limiter=self._threads
                     )
-                except RemoteProtocolError as error:
-                    failures.append(error)
+                except (RemoteProtocolError, OSError) as error:
+                    failures.insert(0, error)  # it weighs more than a stream that broke off
                     nursery.cancel_scope.cancel()
         if failures:
             raise failures[0]
@@ -295,7 +339,7 @@ class DeltaReceiver:
     def _forget_older(self, peer_id: str, keep: Path) -> None:
         """Bound what interrupted transfers of one peer leave behind."""
         others = sorted(
-            (path for path in self._directory.glob(f"{peer_id}-*") if path != keep),
+            (path for path in self._directory.glob(f"{peer_id}-*{PARTIAL_SUFFIX}") if path != keep),
             key=lambda path: path.stat().st_mtime,
         )
         for path in others[: max(0, len(others) - (RESUMABLE_PER_PEER - 1))]:
@@ -304,5 +348,9 @@ class DeltaReceiver:
 
 async def _open_inline(stream: Stream, header: Header, opener: ChunkOpener, spool: _Spool) -> None:
     for index in range(spool.chunks_held, header.chunk_count):
-        sealed = await stream.receive_exactly(sealed_chunk_bytes(header, index))
+        sealed = await _receive_chunk(stream, header, index)
         spool.append(opener.open(index, sealed))
+
+
+async def _receive_chunk(stream: Stream, header: Header, index: int) -> bytes:
+    return await _receive_within(stream, sealed_chunk_bytes(header, index), CHUNK_TIMEOUT_SECONDS)

@@ -16,7 +16,6 @@ from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.peer.id import ID
 from libp2p.security.base_session import BaseSession
 from libp2p.security.exceptions import HandshakeFailure
-from libp2p.security.noise.exceptions import NoiseFailure
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.security.secure_session import SecureSession
 from multiaddr import Multiaddr
@@ -37,7 +36,8 @@ class NoiseChannel(BaseSession):  # type: ignore[misc]
     """An established session: whole messages in, whole messages out.
 
     Writes are shielded from cancellation: half a message on the wire, or a nonce that was used
-    up and not sent, would end the connection for all of its streams. Reads may be cancelled.
+    up and not sent, would end the connection for all of its streams. ``receive`` may be cancelled
+    at any time.
     """
 
     def __init__(self, session: SecureSession, raw: IRawConnection) -> None:
@@ -68,10 +68,13 @@ class NoiseChannel(BaseSession):  # type: ignore[misc]
     async def read(self, n: int | None = None) -> bytes:
         """Exactly ``n`` bytes, or what comes next where ``n`` is None.
 
-        :raises ConnectionClosedError: as ``receive``.
+        :raises ConnectionClosedError: as ``receive``, or more than one message was wanted: only
+            negotiation reads this way, and the peer chooses the length.
         """
         if n is None:
             return await self.receive()
+        if n > MAX_PLAINTEXT_BYTES:
+            raise ConnectionClosedError("a negotiation message of absurd length")
         parts = bytearray()
         while len(parts) < n:
             plain = await self.receive()
@@ -169,7 +172,7 @@ class MembersOnlyNoise(NoiseTransport):  # type: ignore[misc]
             if peer_id is None:
                 return await super().secure_inbound(conn)
             return await super().secure_outbound(conn, peer_id)
-        except (NoiseFailure, HandshakeFailure):
+        except HandshakeFailure:
             raise
         except Exception as error:
             raise HandshakeFailure(f"the Noise handshake failed: {error}") from error

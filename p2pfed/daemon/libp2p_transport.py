@@ -1,25 +1,35 @@
 """The transport over py-libp2p: TCP, Noise, Yamux.
 
-In-flight reads and writes of the library must not be cancelled: a half-written frame corrupts
-the connection for every stream on it. They run shielded, each stamped with its progress, and
-a watchdog kills a connection that stands still; that fails whatever is blocked on it.
+Nothing that was begun on a connection is cut off half-way by a cancellation. A write that
+stands still is therefore ended from below: every library call that can block on the peer is
+stamped when it begins, and a watchdog kills the connection whose oldest stamp is too old.
 """
 
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import multiaddr
 import structlog
 import trio
 from libp2p.custom_types import TProtocol
+from libp2p.io.exceptions import IOException
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
+from libp2p.protocol_muxer.exceptions import MultiselectClientError, MultiselectError
+from libp2p.protocol_muxer.multiselect import Multiselect
+from libp2p.protocol_muxer.multiselect_client import MultiselectClient
+from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
+from libp2p.stream_muxer.exceptions import MuxedConnError, MuxedStreamEOF, MuxedStreamError
+from libp2p.tools.anyio_service import background_trio_service
+from libp2p.transport.exceptions import MuxerUpgradeFailure
 
-from p2pfed.daemon.libp2p_host import make_host
+from p2pfed.daemon.libp2p_host import make_network
 from p2pfed.daemon.transport import (
     READ_BYTES,
     ConnectionObserver,
@@ -35,33 +45,44 @@ log = structlog.get_logger(__name__)
 
 WRITE_BYTES = 65_507  # one Noise message a Yamux frame; a larger write costs two
 IDLE_TIMEOUT_SECONDS = 20.0  # a transfer without a byte for this long is dead
-WATCH_INTERVAL_SECONDS = 1.0
+WATCH_INTERVALS = 20  # looks at the stamps within an idle timeout
 RAW_CLOSE_TIMEOUT_SECONDS = 1.0
 CLOSE_TIMEOUT_SECONDS = 3.0
-HOST_CLOSE_TIMEOUT_SECONDS = 5.0
+NETWORK_CLOSE_TIMEOUT_SECONDS = 5.0
+NEGOTIATION_TIMEOUT_SECONDS = 60  # of a stream's protocol, beside a bulk transfer on 0.3 MB/s
+SETTLED_SECONDS = 20.0  # older than any dial that began before the connection was made
 STREAMS_PER_PEER = 8  # inbound and at the same time: control, one delta, and room for retries
+
+_STREAM_FAILURES = (IOException, MuxedStreamError, MuxedConnError, OSError)
 
 
 class _Libp2pStream(Stream):
-    def __init__(self, transport: "Libp2pTransport", peer_id: str, stream: NetStream) -> None:
-        self.peer_id = peer_id
-        self.protocol = str(stream.get_protocol())
+    def __init__(self, transport: "Libp2pTransport", stream: NetStream, protocol: str) -> None:
+        self.peer_id = str(stream.muxed_conn.peer_id)
+        self.protocol = protocol
         self._transport = transport
         self._stream = stream
+        # The library's stream only adds a state of its own, and three locks a read.
+        self._bytes = stream.muxed_stream
+        self.ended = False
 
     async def send_all(self, data: bytes | memoryview) -> None:
-        whole = memoryview(data)
+        whole = memoryview(data).cast("B")
         for start in range(0, len(whole), WRITE_BYTES):
-            piece = bytes(whole[start : start + WRITE_BYTES])
-            async with self._transport.guarded(self.peer_id):
-                await self._stream.write(piece)
+            piece = whole[start : start + WRITE_BYTES]
+            with self._transport.stamped(self._stream.swarm_conn):
+                try:
+                    await self._bytes.write(piece)
+                except _STREAM_FAILURES as error:
+                    raise TransportError(_reason(error)) from error
             self._transport.sent[self.peer_id] += len(piece)
 
     async def receive_some(self, max_bytes: int = READ_BYTES) -> bytes:
-        # Cancelling an idle read is safe: it only waits for the multiplexer's buffer.
         try:
-            data: bytes = await self._stream.read(max_bytes)
-        except Exception as error:
+            data: bytes = await self._bytes.read(max_bytes)
+        except MuxedStreamEOF:
+            return b""
+        except _STREAM_FAILURES as error:
             raise TransportError(_reason(error)) from error
         self._transport.received[self.peer_id] += len(data)
         return data
@@ -72,19 +93,26 @@ class _Libp2pStream(Stream):
     async def abort(self) -> None:
         await self._end(self._stream.reset)
 
-    async def _end(self, how: Any) -> None:
+    async def _end(self, how: Callable[[], Awaitable[None]]) -> None:
+        self.ended = True
         with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_TIMEOUT_SECONDS):
             try:
                 await how()
-            except Exception as error:  # noqa: BLE001 - the stream is given up either way
+            except _STREAM_FAILURES as error:
                 log.debug("stream did not close", peer=self.peer_id, reason=_reason(error))
 
 
+@dataclass(frozen=True, slots=True)
+class _Link:
+    connection: SwarmConn
+    path: ConnectionPath
+
+
 class Libp2pTransport(Transport):
-    """One peer's libp2p host.
+    """One peer's libp2p network.
 
     :param seed: the 32-byte Ed25519 seed of the site's identity.
-    :param listen_addresses: multiaddrs; port 0 takes a free one.
+    :param listen_addresses: multiaddrs; port 0 takes a free one; none at all only dials.
     :param idle_timeout_seconds: how long a write may stand still.
     """
 
@@ -100,13 +128,14 @@ class Libp2pTransport(Transport):
         self._roster: frozenset[str] = frozenset()
         self._observer = observer
         self._idle_timeout_seconds = idle_timeout_seconds
-        self._host = make_host(
-            seed, self._wanted_addresses, lambda peer: peer in self._roster, observer.refused
-        )
-        self._network: Any = self._host.get_network()
+        self._network = make_network(seed, lambda peer: peer in self._roster, observer.refused)
+        self._own_peer_id = str(self._network.get_peer_id())
+        self._network.set_stream_handler(self._handle_stream)
+        self._network.register_notifee(_Notifee(self))
+        self._protocols = Multiselect()
         self._open_inbound: Counter[str] = Counter()
-        self._paths: dict[str, tuple[SwarmConn, ConnectionPath]] = {}
-        self._blocked_since: dict[object, tuple[str, float]] = {}
+        self._links: dict[str, _Link] = {}
+        self._stamps: dict[object, tuple[SwarmConn, float]] = {}
         self._nursery: trio.Nursery | None = None
         self.sent: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
@@ -115,98 +144,117 @@ class Libp2pTransport(Transport):
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         for address in self._wanted_addresses:
             _check_free(address)
-        library_handler = self._network.common_stream_handler
-        self._network.set_stream_handler(self._guard(library_handler))
-        self._network.register_notifee(_Notifee(self))
-        addresses = [multiaddr.Multiaddr(address) for address in self._wanted_addresses]
-        async with self._host.run(addresses):
+        not_bound: list[str] = []
+        # The library's nursery would wrap an error in a group, so it is raised outside.
+        async with background_trio_service(self._network):
             await self._network.auto_connector.stop()
-            self.listen_addresses = tuple(
-                str(address).split("/p2p/")[0] for address in self._host.get_addrs()
-            )
-            if len(self.listen_addresses) < len(self._wanted_addresses):
-                raise TransportError(
-                    f"cannot listen on all of {', '.join(self._wanted_addresses)}; "
-                    "see listen.addresses in the site file"
+            if self._wanted_addresses:
+                await self._network.listen(*map(multiaddr.Multiaddr, self._wanted_addresses))
+            listeners = self._network.listeners
+            not_bound = [each for each in self._wanted_addresses if each not in listeners]
+            if not not_bound:
+                self.listen_addresses = tuple(
+                    str(address) for each in listeners.values() for address in each.get_addrs()
                 )
-            try:
+                await self._serve(task_status)
+        if not_bound:
+            raise TransportError(
+                f"cannot listen on {', '.join(not_bound)}: not an address of this machine, or "
+                "not allowed; see listen.addresses in the site file"
+            )
+
+    async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._watch)
+                task_status.started()
+        finally:
+            self._nursery = None
+            with trio.CancelScope(shield=True):
                 async with trio.open_nursery() as nursery:
-                    self._nursery = nursery
-                    nursery.start_soon(self._watch)
-                    task_status.started()
-                    await trio.sleep_forever()
-            finally:
-                self._nursery = None
+                    for peer_id in list(self._links):
+                        nursery.start_soon(self.drop, peer_id, "this daemon stops")
+                with trio.move_on_after(NETWORK_CLOSE_TIMEOUT_SECONDS):
+                    await self._network.close()
+
+    async def _handle_stream(self, stream: NetStream) -> None:
+        """A stream that a member opened: agree on its protocol and hand it over.
+
+        Whatever fails in here costs the peer this stream; the library would end the process.
+        """
+        peer_id = str(stream.muxed_conn.peer_id)
+        ours: _Libp2pStream | None = None
+        if self._open_inbound[peer_id] >= STREAMS_PER_PEER:
+            await stream.reset()
+            return
+        self._open_inbound[peer_id] += 1
+        try:
+            protocol, handler = await self._protocols.negotiate(
+                MultiselectCommunicator(stream), NEGOTIATION_TIMEOUT_SECONDS
+            )
+            ours = _Libp2pStream(self, stream, str(protocol))
+            await handler(ours)
+        except Exception as error:  # noqa: BLE001 - one stream must not end the daemon
+            log.info("stream refused", peer=peer_id, reason=_reason(error))
+        finally:
+            self._open_inbound[peer_id] -= 1
+            if ours is None or not ours.ended:
                 with trio.CancelScope(shield=True):
-                    for peer_id in list(self._paths):
-                        await self.drop(peer_id, "this daemon stops")
-                    with trio.move_on_after(HOST_CLOSE_TIMEOUT_SECONDS):
-                        await self._host.close()
-
-    def _guard(self, library_handler: Any) -> Any:
-        """The library's own handling of a new stream, so that it can fail alone."""
-
-        async def handle(stream: NetStream) -> None:
-            peer_id = str(stream.muxed_conn.peer_id)
-            if self._open_inbound[peer_id] >= STREAMS_PER_PEER:
-                await stream.reset()
-                return
-            self._open_inbound[peer_id] += 1
-            try:
-                await library_handler(stream)
-            except Exception as error:  # noqa: BLE001 - one stream must not end the daemon
-                log.info("stream refused", peer=peer_id, reason=_reason(error))
-                await _Libp2pStream(self, peer_id, stream).abort()
-            finally:
-                self._open_inbound[peer_id] -= 1
-
-        return handle
+                    await stream.reset()
 
     def set_handler(self, protocol: str, handler: StreamHandler) -> None:
-        async def handle(stream: NetStream) -> None:
-            await handler(_Libp2pStream(self, str(stream.muxed_conn.peer_id), stream))
-
-        self._host.set_stream_handler(TProtocol(protocol), handle)
+        self._protocols.add_handler(TProtocol(protocol), handler)
 
     def set_roster(self, peer_ids: Collection[str]) -> None:
         self._roster = frozenset(peer_ids)
-        for peer_id in list(self._paths):
+        for peer_id in list(self._links):
             if peer_id not in self._roster and self._nursery is not None:
                 self._nursery.start_soon(self.drop, peer_id, "no longer in the topology file")
 
     async def dial(self, peer_id: str, address: str, timeout_seconds: float) -> None:
         if self.path(peer_id) is not None:
             return
-        peer = ID.from_string(peer_id)
-        # A failed dial is remembered by the library for a minute, and a dead connection stands
-        # in the way of a new one.
-        self._network.unblock_peer(peer)
-        for connection in self._network.get_connections(peer):
-            self._network.remove_conn(connection)
+        if peer_id not in self._roster:
+            raise TransportError(f"{address}: {peer_id} is not in the topology file")
         failure = f"no answer within {timeout_seconds:g} s"
         with trio.move_on_after(timeout_seconds):
             try:
-                await self._network.dial_addr(multiaddr.Multiaddr(address), peer)
-                failure = ""
+                await self._network.dial_addr(multiaddr.Multiaddr(address), ID.from_string(peer_id))
+                failure = "" if self.path(peer_id) else "the connection ended at once"
             except Exception as error:  # noqa: BLE001 - the library raises bare and undocumented ones
-                failure = _reason(error)
+                failure = "" if self.path(peer_id) else _dial_failure(error)
         if failure:
             raise TransportError(f"{address}: {failure}")
 
     async def open_stream(self, peer_id: str, protocol: str) -> Stream:
-        connection = self._paths.get(peer_id)
-        if connection is None:
+        link = self._links.get(peer_id)
+        if link is None:
             raise TransportError(f"{peer_id} is not connected")
-        async with self.guarded(peer_id):
-            stream = await self._host.new_stream(ID.from_string(peer_id), [TProtocol(protocol)])
-        return _Libp2pStream(self, peer_id, stream)
+        stream: NetStream | None = None
+        agreed = False
+        try:
+            with self.stamped(link.connection):
+                stream = await link.connection.new_stream()
+                await MultiselectClient().select_one_of(
+                    [TProtocol(protocol)],
+                    MultiselectCommunicator(stream),
+                    NEGOTIATION_TIMEOUT_SECONDS,
+                )
+            agreed = True
+        except (*_STREAM_FAILURES, MultiselectClientError, MultiselectError) as error:
+            raise TransportError(f"{protocol}: {_reason(error)}") from error
+        finally:
+            if stream is not None and not agreed:
+                with trio.CancelScope(shield=True):
+                    await stream.reset()
+        return _Libp2pStream(self, stream, protocol)
 
     async def drop(self, peer_id: str, reason: str) -> None:
-        entry = self._paths.pop(peer_id, None)
-        for connection in self._network.get_connections(ID.from_string(peer_id)):
-            await self._kill(connection)
-        if entry is not None:
+        link = self._links.pop(peer_id, None)
+        if link is not None:
             self._observer.disconnected(peer_id, reason)
+            await self._kill(link.connection)
 
     async def _kill(self, connection: SwarmConn) -> None:
         """Close from the bottom up: the raw socket first frees every blocked writer, and a
@@ -224,8 +272,8 @@ class Libp2pTransport(Transport):
             self._network.remove_conn(connection)
 
     def path(self, peer_id: str) -> ConnectionPath | None:
-        entry = self._paths.get(peer_id)
-        return entry[1] if entry is not None else None
+        link = self._links.get(peer_id)
+        return link.path if link is not None else None
 
     def bytes_sent(self, peer_id: str) -> int:
         return self.sent[peer_id]
@@ -233,59 +281,76 @@ class Libp2pTransport(Transport):
     def bytes_received(self, peer_id: str) -> int:
         return self.received[peer_id]
 
-    @asynccontextmanager
-    async def guarded(self, peer_id: str) -> AsyncIterator[None]:
-        """Run a library call that must not be cancelled; the watchdog ends it if it hangs.
-
-        :raises TransportError: the call failed.
-        """
+    @contextmanager
+    def stamped(self, connection: SwarmConn | None) -> Iterator[None]:
+        """Let the watchdog know of a call that the peer can hold up."""
         token = object()
-        self._blocked_since[token] = (peer_id, trio.current_time())
+        if connection is not None:
+            self._stamps[token] = (connection, trio.current_time())
         try:
-            with trio.CancelScope(shield=True):
-                yield
-        except Exception as error:
-            raise TransportError(_reason(error)) from error
+            yield
         finally:
-            del self._blocked_since[token]
-        await trio.lowlevel.checkpoint_if_cancelled()
+            self._stamps.pop(token, None)
 
     async def _watch(self) -> None:
         while True:
-            await trio.sleep(WATCH_INTERVAL_SECONDS)
+            await trio.sleep(self._idle_timeout_seconds / WATCH_INTERVALS)
             limit = trio.current_time() - self._idle_timeout_seconds
-            hanging = {peer for peer, since in self._blocked_since.values() if since < limit}
-            for peer_id in hanging:
+            for connection in {each for each, since in self._stamps.values() if since < limit}:
+                peer_id = str(connection.muxed_conn.peer_id)
                 log.warning("connection stands still", peer=peer_id)
-                await self.drop(peer_id, "nothing was taken for too long")
+                await self._lose(connection, "nothing was taken for too long")
 
-    def note_connected(self, connection: SwarmConn) -> None:
+    async def _lose(self, connection: SwarmConn, reason: str) -> None:
+        """Kill a connection, whether or not it is still the peer's current one."""
         peer_id = str(connection.muxed_conn.peer_id)
-        direction: Direction = "outbound" if connection.muxed_conn.is_initiator_value else "inbound"
+        link = self._links.get(peer_id)
+        if link is not None and link.connection is connection:
+            await self.drop(peer_id, reason)
+        else:
+            await self._kill(connection)
+
+    async def note_connected(self, connection: SwarmConn) -> None:
+        """Keep one connection a peer; the library allows several."""
+        peer_id = str(connection.muxed_conn.peer_id)
+        if peer_id not in self._roster or self._nursery is None:
+            await self._kill(connection)
+            return
+        direction: Direction = "outbound" if connection.muxed_conn.is_initiator else "inbound"
         addresses = connection.get_transport_addresses()
         address = str(addresses[0]) if addresses else "unknown"
-        known = self._paths.get(peer_id)
-        path = ConnectionPath(address, direction, trio.current_time())
-        self._paths[peer_id] = (connection, path)
-        if known is None:
-            self._observer.connected(peer_id, address, direction)
+        new = _Link(connection, ConnectionPath(address, direction, trio.current_time()))
+        known = self._links.get(peer_id)
+        if known is not None and not self._replaces(peer_id, known, new):
+            await self._kill(connection)
+            return
+        self._links[peer_id] = new
+        if known is not None:
+            self._observer.disconnected(peer_id, "a newer connection took its place")
+            self._nursery.start_soon(self._kill, known.connection)
+        self._observer.connected(peer_id, address, direction)
+
+    def _replaces(self, peer_id: str, known: _Link, new: _Link) -> bool:
+        """Which of two connections to one peer stays; both ends decide alike.
+
+        A peer dials only while it has no connection, so a settled one is dead at its end. Where
+        both dialled at once, the one that the lower peer id dialled stays.
+        """
+        if known.connection.is_closed or known.connection.muxed_conn.is_closed:
+            return True
+        if new.path.since_seconds - known.path.since_seconds > SETTLED_SECONDS:
+            return True
+        wanted = "outbound" if self._own_peer_id < peer_id else "inbound"
+        if known.path.direction == new.path.direction:
+            return new.path.direction == "inbound"
+        return new.path.direction == wanted
 
     def note_disconnected(self, connection: SwarmConn) -> None:
         peer_id = str(connection.muxed_conn.peer_id)
-        known = self._paths.get(peer_id)
-        if known is None or known[0] is not connection:
-            return
-        others = [
-            other
-            for other in self._network.get_connections(ID.from_string(peer_id))
-            if other is not connection and not other.is_closed
-        ]
-        if others:
-            # Both ends dialled at once; the other connection goes on.
-            self._paths[peer_id] = (others[0], known[1])
-            return
-        del self._paths[peer_id]
-        self._observer.disconnected(peer_id, "the connection ended")
+        link = self._links.get(peer_id)
+        if link is not None and link.connection is connection:
+            del self._links[peer_id]
+            self._observer.disconnected(peer_id, "the connection ended")
 
 
 class _Notifee:
@@ -295,7 +360,7 @@ class _Notifee:
         self._transport = transport
 
     async def connected(self, network: object, conn: SwarmConn) -> None:  # noqa: ARG002
-        self._transport.note_connected(conn)
+        await self._transport.note_connected(conn)
 
     async def disconnected(self, network: object, conn: SwarmConn) -> None:  # noqa: ARG002
         self._transport.note_disconnected(conn)
@@ -309,12 +374,36 @@ class _Notifee:
     async def listen_close(self, network: object, multiaddr: object) -> None: ...
 
 
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it came from; the library wraps errors many times over."""
+    while True:
+        yield error
+        if isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        elif error.__cause__ is not None:
+            error = error.__cause__
+        else:
+            return
+
+
 def _reason(error: BaseException) -> str:
-    """The innermost cause in one line; the library wraps errors many times over."""
-    while error.__cause__ is not None or isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__  # type: ignore[assignment]
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
+    """The innermost cause in one line."""
+    *_, innermost = _causes(error)
+    text = str(innermost).strip().splitlines()
+    return text[0] if text else type(innermost).__name__
+
+
+def _dial_failure(error: BaseException) -> str:
+    """Why a dial failed, in words that tell an operator what to look at."""
+    causes: list[Any] = list(_causes(error))
+    if any(isinstance(cause, PeerIDMismatchesPubkey) for cause in causes):
+        return "another key answers there; check the address, or the peer's key in the topology"
+    if any(isinstance(cause, MuxerUpgradeFailure) for cause in causes):
+        return (
+            "it hung up after the handshake; it refuses sites whose key is not in its own "
+            "copy of the topology file"
+        )
+    return _reason(error)
 
 
 def _check_free(address: str) -> None:

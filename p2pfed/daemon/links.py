@@ -256,7 +256,8 @@ class Links:
                     # Full jitter, so that peers that lost each other do not retry in step.
                     await self._wait(link, self._random.uniform(0, pause_seconds))
                     pause_seconds = min(2 * pause_seconds, MAX_RETRY_SECONDS)
-        await self._transport.drop(link.peer_id, "no longer a neighbour")
+        if not self._stopping:
+            await self._transport.drop(link.peer_id, "no longer a neighbour")
 
     async def _give_head_start(self, link: _Link) -> None:
         """Let the peer with the lower id dial first; news of addresses do not cut this short."""
@@ -352,7 +353,7 @@ class Links:
         link.control = scope = trio.CancelScope()
         link.nudge.set()
         reason = "another control stream took its place"
-        up = False
+        up = carrying = False
         try:
             with scope:
                 reader = FrameReader()
@@ -361,6 +362,7 @@ class Links:
                 # What the handler says to the new link must find its queue.
                 outgoing = self._establish(link, hello)
                 self._handler.link_up(link.peer_id, hello)
+                carrying = True  # which ends the connection by itself when it fails
                 await self._carry(link, stream, reader, outgoing)
         except IncompatiblePeerError as error:
             reason = str(error)
@@ -388,7 +390,8 @@ class Links:
                 await stream.abort()
                 if (
                     self._links.get(link.peer_id) is link
-                    and (up or link.offended or link.state.phase == "refused")
+                    and not carrying
+                    and (link.offended or link.state.phase == "refused")
                     and not link.superseded
                 ):
                     await self._transport.drop(link.peer_id, reason)
@@ -491,6 +494,10 @@ class Links:
                     await part
                 except (TransportError, RemoteProtocolError) as error:
                     failures.append(error)
+                    if len(failures) == 1:
+                        # Before all else: a write that hangs cannot be cancelled, only fail.
+                        with trio.CancelScope(shield=True):
+                            await self._transport.drop(link.peer_id, str(error))
                     nursery.cancel_scope.cancel()
 
             nursery.start_soon(until_failure, self._beat(link))
@@ -568,7 +575,4 @@ class Links:
                 link.heard_at_seconds = trio.current_time()
             silent_seconds = trio.current_time() - link.heard_at_seconds
             if silent_seconds > LINK_TIMEOUT_SECONDS:
-                reason = f"nothing was heard of it for {silent_seconds:.0f} s"
-                # First of all: a write that hangs cannot be cancelled, only fail.
-                await self._transport.drop(link.peer_id, reason)
-                raise TransportError(reason)
+                raise TransportError(f"nothing was heard of it for {silent_seconds:.0f} s")

@@ -27,17 +27,3 @@ def plan_of(
 
 def peer_ids_of(topology: Topology) -> dict[str, str]:
     return {peer.name: peer.peer_id_text for peer in topology.file.peers}
-
-
-def fixed_settings(topology: Topology) -> dict[str, object]:
-    """What cannot change while a federation runs, by its key in the file."""
-    file = topology.file
-    return {
-        "federation": file.federation,
-        "aggregation": file.aggregation,
-        "codec": file.codec,
-        "task": file.task,
-        "privacy": file.privacy,
-        "round.mode": file.round.mode,
-        "graph (fixed or varying with the round)": topology.time_varying,
-    }

@@ -32,7 +32,7 @@ from p2pfed.daemon.durable_files import (
 from p2pfed.daemon.sendable import Sendable
 from p2pfed.errors import DamagedStateError, StoreError
 from p2pfed.protocol import limits
-from p2pfed.protocol.digests import vector_digest
+from p2pfed.protocol.digests import vector_bytes, vector_digest
 from p2pfed.protocol.header import SignedHeader, parse_signed_header
 from p2pfed.protocol.neighbours import NOTHING_HELD, ReplicaState
 
@@ -220,7 +220,7 @@ class Store:
         path = self._vector_path(digest)
         if not path.exists():
             with durable_file(path) as file:
-                file.write(memoryview(np.ascontiguousarray(vector)).cast("B"))
+                file.write(vector_bytes(vector))
         return digest
 
     def vector(self, digest: bytes, dimension: int) -> npt.NDArray[np.float32]:

@@ -5,7 +5,7 @@ whatever decodes is encoded again and compared. That also refuses duplicate keys
 that are not minimal, which the decoder itself lets through.
 """
 
-from typing import Any
+from typing import Any, Never
 
 import msgpack
 
@@ -38,10 +38,19 @@ def unpack(data: bytes, *, max_bytes: int) -> Any:
             max_array_len=limits.MAX_MSGPACK_DEPTH_ITEMS,
             max_map_len=0,
             max_ext_len=0,
+            object_pairs_hook=_refuse_type,
+            ext_hook=_refuse_type,
         )
+        again = pack(value)  # which refuses arrays that are nested more deeply than it encodes
     # The decoder documents these four; RecursionError comes of nested arrays.
     except (ValueError, msgpack.exceptions.UnpackException, TypeError, RecursionError) as error:
-        raise MalformedMessageError(f"not a message of this protocol: {error}") from error
-    if pack(value) != data:
+        reason = str(error) or type(error).__name__
+        raise MalformedMessageError(f"not a message of this protocol: {reason}") from error
+    if again != data:
         raise MalformedMessageError("not canonical: the same message has a shorter encoding")
     return value
+
+
+def _refuse_type(*_: object) -> Never:
+    """Called for the empty map and the empty extension, which the length limits let through."""
+    raise ValueError("maps and extension types are not used")

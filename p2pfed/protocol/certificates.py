@@ -3,6 +3,10 @@ addresses it can be dialled at."""
 
 from dataclasses import dataclass
 
+from nacl.bindings import crypto_box_beforenm
+from nacl.exceptions import CryptoError
+
+from p2pfed.errors import MalformedMessageError
 from p2pfed.keys import Identity, verify
 from p2pfed.protocol import limits
 from p2pfed.protocol.canonical import pack, unpack
@@ -26,11 +30,19 @@ def issue_certificate(identity: Identity) -> bytes:
 
 
 def parse_certificate(data: bytes) -> EncryptionCertificate:
-    """:raises RemoteProtocolError: malformed, or not signed by the owner it names."""
+    """:raises RemoteProtocolError: malformed, not signed by the owner it names, or for a key
+    that nothing can be encrypted to.
+    """
     fields = _signed_fields("encryption certificate", data, CERTIFICATE_DOMAIN, 2)
-    return EncryptionCertificate(
-        fields.exact_bytes(limits.PUBLIC_KEY_BYTES), fields.exact_bytes(limits.PUBLIC_KEY_BYTES)
-    )
+    owner = fields.exact_bytes(limits.PUBLIC_KEY_BYTES)
+    encryption_key = fields.exact_bytes(limits.PUBLIC_KEY_BYTES)
+    try:
+        # RFC 7748, section 6.1: with a point of small order every shared secret is zero, so
+        # any secret key shows it. Encrypting to such a key fails, which no sender expects.
+        crypto_box_beforenm(encryption_key, bytes(limits.PUBLIC_KEY_BYTES))
+    except CryptoError:
+        raise MalformedMessageError("encryption certificate: not an X25519 key") from None
+    return EncryptionCertificate(owner, encryption_key)
 
 
 @dataclass(frozen=True, slots=True)

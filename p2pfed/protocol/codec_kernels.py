@@ -6,14 +6,15 @@ two separately rounded float32 operations.
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from p2pfed.protocol.compiled import compiled
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def quantise(
     model: npt.NDArray[np.float32],
     base: npt.NDArray[np.float32],
@@ -67,7 +68,7 @@ def quantise(
     return total
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def dequantise_add(
     scales: npt.NDArray[np.float32],
     codes: npt.NDArray[np.int8],

@@ -184,8 +184,8 @@ def unwrap_key(identity: Identity, sender: bytes, wrapped: bytes, header_digest:
     :param sender: the neighbour's certified X25519 key.
     :raises AuthenticationError: it was not made by ``sender``, for us, for this header.
     """
-    box = nacl.public.Box(identity.encryption_key, nacl.public.PublicKey(sender))
     try:
+        box = nacl.public.Box(identity.encryption_key, nacl.public.PublicKey(sender))
         message = bytes(box.decrypt(wrapped))
     except (nacl.exceptions.CryptoError, ValueError):
         raise AuthenticationError("the payload key was not wrapped for this site") from None

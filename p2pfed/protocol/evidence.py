@@ -1,5 +1,6 @@
 """Equivocation: two signed delta headers of one sender for one round are proof by themselves."""
 
+from bisect import insort
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -36,31 +37,46 @@ def conflict(one: SignedHeader, other: SignedHeader) -> bool:
 
 
 class HeaderLog:
-    """The delta headers heard of, one a sender and round, oldest forgotten first.
+    """The delta headers heard of, one a sender and round.
 
-    Bounded by ``HEADER_LOG_ENTRIES``; a lie about a round that is forgotten goes unnoticed,
-    but a delta for such a round is too old to be applied.
+    Of each sender the newest ``HEADER_LOG_ROUNDS`` rounds are kept, and ``HEADER_LOG_ENTRIES``
+    of all together. A member that signs headers without end displaces its own alone, and
+    cannot make anybody forget a recent round with old ones.
     """
 
     def __init__(self, headers: Iterable[SignedHeader] = ()) -> None:
         self._entries: OrderedDict[tuple[bytes, int], SignedHeader] = OrderedDict()
+        self._rounds: dict[bytes, list[int]] = {}  # of each sender, ascending
         for signed in headers:
             self.observe(signed)
 
     def observe(self, signed: SignedHeader) -> SignedHeader | None:
         """Note a verified delta header.
 
-        :returns: ``signed`` itself where it is new, None where it was known already, and the
-            *other* header where it contradicts one that was known.
+        :returns: ``signed`` itself where it is new, None where it was known already or is too
+            old to be kept, and the *other* header where it contradicts one that was known.
         """
-        key = (signed.header.sender, signed.header.round_number)
-        known = self._entries.get(key)
+        sender, round_number = signed.header.sender, signed.header.round_number
+        known = self._entries.get((sender, round_number))
         if known is not None:
             return known if conflict(known, signed) else None
-        self._entries[key] = signed
-        while len(self._entries) > limits.HEADER_LOG_ENTRIES:
-            self._entries.popitem(last=False)
+        rounds = self._rounds.setdefault(sender, [])
+        if len(rounds) >= limits.HEADER_LOG_ROUNDS:
+            if round_number < rounds[0]:
+                return None
+            self._forget(sender, rounds[0])
+        self._entries[sender, round_number] = signed
+        insort(rounds, round_number)
+        if len(self._entries) > limits.HEADER_LOG_ENTRIES:
+            self._forget(*next(iter(self._entries)))
         return signed
+
+    def _forget(self, sender: bytes, round_number: int) -> None:
+        del self._entries[sender, round_number]
+        rounds = self._rounds[sender]
+        rounds.remove(round_number)
+        if not rounds:
+            del self._rounds[sender]
 
     def entries(self) -> Mapping[tuple[bytes, int], SignedHeader]:
         """What is known, by sender and round, as a snapshot."""

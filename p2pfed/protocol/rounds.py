@@ -442,7 +442,13 @@ class RoundEngine:
             self._commands.append(do.SendSnapshot(event.site))
 
     def _observe(self, sender: str, signed: SignedHeader, heard_from: str) -> None:
-        """Pass a header on that was not seen before; two for one round are proof of a lie."""
+        """Pass a header on that was not seen before; two for one round are proof of a lie.
+
+        One of the far future is nobody's delta yet: taking it would let its sender fill the
+        log and the links with rounds that it makes up.
+        """
+        if signed.header.round_number > self._newest_round():
+            return
         conflict = self._headers.observe(signed)
         if conflict is None:
             return

@@ -5,6 +5,8 @@ the federation runs.
 """
 
 import ipaddress
+import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -16,7 +18,12 @@ from p2pfed.settings import Settings
 SCHEMA_VERSION = 1
 MAX_PEERS = 1000
 MAX_ADDRESSES = 8
-MAX_NAME_CHARACTERS = 63
+MAX_INTEGER = 2**63 - 1  # TOML promises no more, and the digest holds no more
+MAX_OPTIONS_DEPTH = 16  # tables within tables
+MAX_HOST_CHARACTERS = 253  # RFC 1035, section 2.3.4, as text
+MAX_ROUNDS = 2**40  # the largest round number that a header carries
+PLACEHOLDER_KEY = "ed25519:PASTE-THE-PEER-BLOCK-THAT-P2PFED-INIT-PRINTED"
+_HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")  # RFC 1123, section 2.1
 
 
 def _as_float(value: object) -> object:
@@ -28,6 +35,11 @@ def _as_tuple(value: object) -> object:
 
 
 def _public_key(text: str) -> str:
+    if text == PLACEHOLDER_KEY:
+        raise ValueError(
+            "this site's key is still missing; paste the [[peer]] block that p2pfed init "
+            "printed there"
+        )
     parse_public_key(text)
     return text
 
@@ -43,20 +55,68 @@ def check_address(text: str) -> str:
     :raises ValueError: with what is wrong.
     """
     parts = text.split("/")
+    if len(parts) == 7 and parts[5] == "p2p":
+        raise ValueError(f"leave out /p2p/{parts[6]}: key or peer_id say who the site is")
     if len(parts) != 5 or parts[0] != "" or parts[3] != "tcp":
         raise ValueError("an address looks like /ip4/10.1.0.5/tcp/7400 or /dns/NAME/tcp/7400")
     kind, host, port = parts[1], parts[2], parts[4]
     if kind == "ip4":
         ipaddress.IPv4Address(host)
     elif kind == "ip6":
+        if "%" in host:
+            raise ValueError("an IPv6 address with a zone means something at one machine only")
         ipaddress.IPv6Address(host)
     elif kind not in ("dns", "dns4", "dns6"):
         raise ValueError(f"unknown address kind {kind!r}; use ip4, ip6, dns, dns4 or dns6")
-    elif not host:
-        raise ValueError("the host name is empty")
-    if not (port.isascii() and port.isdigit() and 0 <= int(port) <= 65535):
+    elif len(host) > MAX_HOST_CHARACTERS or not all(
+        _HOST_LABEL.fullmatch(label) for label in host.split(".")
+    ):
+        raise ValueError(f"{host!r} is no host name")
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
         raise ValueError(f"{port!r} is no port number")
     return text
+
+
+def _dialled_address(text: str) -> str:
+    if check_address(text).endswith("/tcp/0"):
+        raise ValueError("port 0 cannot be dialled; write the port that the site listens on")
+    return text
+
+
+def _available_mode(mode: object) -> object:
+    if mode == "async":
+        raise ValueError('asynchronous rounds are not available yet; use mode = "sync"')
+    return mode
+
+
+def _plain_options(value: dict[str, Any]) -> dict[str, Any]:
+    _check_plain(value, "options", MAX_OPTIONS_DEPTH)
+    return value
+
+
+def _check_plain(value: object, place: str, depth: int) -> None:
+    """Only what every site reads alike and the digest can hold.
+
+    :raises ValueError: names the place.
+    """
+    if depth == 0:
+        raise ValueError(f"{place} is nested more than {MAX_OPTIONS_DEPTH} deep")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_plain(inner, f"{place}.{key}", depth - 1)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _check_plain(inner, f"{place}[{index}]", depth - 1)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{place} is not a finite number")
+    elif isinstance(value, int):
+        if abs(value) > MAX_INTEGER:
+            raise ValueError(f"{place} does not fit 64 bits")
+    elif not isinstance(value, str):
+        raise ValueError(  # noqa: TRY004 - pydantic reports a ValueError with its key
+            f"{place} is a {type(value).__name__}; write it as text"
+        )
 
 
 def _rule(name: str) -> str:
@@ -75,9 +135,12 @@ def field(description: str, *, reload: bool, default: Any = ..., **constraints: 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Number = Annotated[float, BeforeValidator(_as_float)]
 Address = Annotated[str, AfterValidator(check_address)]
+DialledAddress = Annotated[str, AfterValidator(_dialled_address)]
 
 
 class Federation(Settings):
+    """Which federation this is."""
+
     name: Name = field(
         "Name of the federation; part of its identity: another name is another federation.",
         reload=False,
@@ -94,8 +157,9 @@ class Peer(Settings):
     peer_id: Annotated[str, AfterValidator(_peer_id)] | None = field(
         "Its libp2p peer id, instead of key.", reload=True, default=None
     )
-    addresses: Annotated[tuple[Address, ...], BeforeValidator(_as_tuple)] = field(
-        "Multiaddrs it can be dialled at. Empty: it only dials out, or is found on the LAN.",
+    addresses: Annotated[tuple[DialledAddress, ...], BeforeValidator(_as_tuple)] = field(
+        "Multiaddrs it can be dialled at, at most 8. Default empty: it only dials out, or is "
+        "found on the local network.",
         reload=True,
         default=(),
         max_length=MAX_ADDRESSES,
@@ -159,6 +223,7 @@ class Graph(Settings):
         reload=True,
         default=None,
         ge=1,
+        lt=MAX_PEERS,
     )
     rewiring: Number | None = field(
         "small_world: probability that an edge is rewired; default 0.1.",
@@ -168,14 +233,19 @@ class Graph(Settings):
         le=1.0,
     )
     rows: int | None = field(
-        "torus: rows * columns is the number of peers.", reload=True, default=None, ge=2
+        "torus: rows * columns is the number of peers.",
+        reload=True,
+        default=None,
+        ge=2,
+        le=MAX_PEERS,
     )
-    columns: int | None = field("torus: see rows.", reload=True, default=None, ge=2)
+    columns: int | None = field("torus: see rows.", reload=True, default=None, ge=2, le=MAX_PEERS)
     seed: int | None = field(
         "random graphs: the same seed gives the same graph at every site; default 0.",
         reload=True,
         default=None,
         ge=0,
+        le=MAX_INTEGER,
     )
 
     @model_validator(mode="after")
@@ -199,7 +269,11 @@ class Round(Settings):
     """The pace of the federation."""
 
     rounds: int = field(
-        "Total number of rounds; 0 (default): until stopped.", reload=True, default=0, ge=0
+        "Total number of rounds; 0 (default): until stopped.",
+        reload=True,
+        default=0,
+        ge=0,
+        le=MAX_ROUNDS,
     )
     local_steps: int = field(
         "Optimiser steps a round at each site; few mix better than many. Default 3.",
@@ -231,7 +305,7 @@ class Round(Settings):
         ge=0,
         le=100,
     )
-    mode: Literal["sync"] = field(
+    mode: Annotated[Literal["sync"], BeforeValidator(_available_mode)] = field(
         "sync (default): a round waits for its neighbours; there is no other mode yet.",
         reload=False,
         default="sync",
@@ -248,6 +322,7 @@ class Aggregation(Settings):
         reload=False,
         default=0,
         ge=0,
+        lt=MAX_PEERS,
     )
     mixing_step: Number = field(
         "gamma: the fraction of the rule's step that is taken each round. Default 1.",
@@ -267,7 +342,7 @@ class CodecSettings(Settings):
 
 
 class Task(Settings):
-    """What is learned. ``options`` is checked by the task itself when the trainer starts."""
+    """What is learned."""
 
     kind: Literal["tabular", "python"] = field(
         "tabular: built in, CSV or Parquet; python: a class of your own.", reload=False
@@ -284,9 +359,13 @@ class Task(Settings):
         reload=False,
         default=0,
         ge=0,
-        le=2**63 - 1,
+        le=MAX_INTEGER,
     )
-    options: dict[str, Any] = field("Settings of the task.", reload=False, default_factory=dict)
+    options: Annotated[dict[str, Any], AfterValidator(_plain_options)] = field(
+        "Settings of the task; empty by default. The task itself checks them when it starts.",
+        reload=False,
+        default_factory=dict,
+    )
 
     @model_validator(mode="after")
     def _class_for_python(self) -> "Task":
@@ -302,6 +381,7 @@ class Privacy(Settings):
         reload=False,
         default=20,
         ge=2,
+        le=MAX_INTEGER,
     )
 
 
