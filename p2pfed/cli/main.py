@@ -112,11 +112,9 @@ def status(
     if json_output:
         _say(json.dumps(document, indent=2))
     else:
-        from rich.console import Console
+        from p2pfed.cli.status_view import render, wide_console
 
-        from p2pfed.cli.status_view import show
-
-        show(Console(), current)
+        wide_console().print(render(current))
     raise typer.Exit(ExitCode.OK if current.healthy else ExitCode.FAILED)
 
 
@@ -141,11 +139,9 @@ def peers(config: ConfigOption = None, json_output: JsonOption = False) -> None:
     if json_output:
         _say(json.dumps(document["neighbours"], indent=2))
         return
-    from rich.console import Console
+    from p2pfed.cli.status_view import neighbour_table, wide_console
 
-    from p2pfed.cli.status_view import neighbour_table
-
-    Console().print(neighbour_table(Status.from_json(document).neighbours))
+    wide_console().print(neighbour_table(Status.from_json(document).neighbours))
 
 
 @app.command()

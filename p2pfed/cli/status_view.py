@@ -9,8 +9,13 @@ from p2pfed.daemon.status import NeighbourStatus, Status
 STATE_STYLES = {"connected": "green", "refused": "red", "dialling": "yellow", "waiting": "yellow"}
 
 
-def show(console: Console, status: Status) -> None:
-    console.print(render(status))
+PIPE_COLUMNS = 160  # where the output is no terminal, nothing is cut
+
+
+def wide_console() -> Console:
+    """A console whose tables are not cut where nobody looks at a screen."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPE_COLUMNS)
 
 
 def render(status: Status) -> RenderableType:

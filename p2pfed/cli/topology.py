@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from p2pfed.cli.status_view import wide_console
 from p2pfed.errors import UsageError
 from p2pfed.topology import load_topology
 from p2pfed.topology.diff import compare
@@ -35,7 +36,7 @@ def check(
     if json_output:
         typer.echo(json.dumps(report.to_json(), indent=2))
     else:
-        _print(Console(), report)
+        _print(wide_console(), report)
 
 
 def _print(console: Console, report: CheckReport) -> None:

@@ -133,9 +133,11 @@ class StatusBuilder:
         link = self._links.state(peer_id) or LinkState()
         known = self._runtime.engine.neighbours.get(name)
         counts = self._runtime.counts.get(name, NeighbourCounts())
-        staleness = None
+        staleness, at_round = None, link.round_number
         if known is not None and known.held.round_number > NEVER_PUBLISHED:
             staleness = max(0, self._runtime.engine.round_number - known.held.round_number)
+            # Its last delta may be newer than its last heartbeat.
+            at_round = max(at_round or 0, known.held.round_number)
         return NeighbourStatus(
             name=name,
             peer_id=peer_id,
@@ -143,7 +145,7 @@ class StatusBuilder:
             address=link.address,
             direction=link.direction,
             round_trip_seconds=link.round_trip_seconds,
-            round=link.round_number,
+            round=at_round,
             phase=link.remote_phase,
             last_delta_age_seconds=(
                 round(trio.current_time() - counts.last_delta_at_seconds, 3)

@@ -80,7 +80,7 @@ class Float32Codec(Codec):
         self,
         model: Vector,
         base: Vector,
-        seed: int,
+        seed: int,  # noqa: ARG002
         first_index: int,  # noqa: ARG002
     ) -> tuple[bytes, float]:
         with np.errstate(over="ignore", invalid="ignore"):

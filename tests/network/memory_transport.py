@@ -83,10 +83,10 @@ class MemoryStream(Stream):
         whole = memoryview(data)
         for start in range(0, len(whole), PART_BYTES):
             part = bytes(whole[start : start + PART_BYTES])
-            await self._end.network.reachable(self._end, self._connection.other(self._end))
             if self._failed:
                 raise TransportError("the stream was reset")
             with trio.move_on_after(IDLE_TIMEOUT_SECONDS) as limit:
+                await self._end.network.reachable(self._end, self._connection.other(self._end))
                 try:
                     await self._outgoing.sender.send(part)
                 except (trio.ClosedResourceError, trio.BrokenResourceError) as error:
@@ -260,9 +260,7 @@ class MemoryNetwork:
             number += 1
         return self.make_at(peer_id, f"/ip4/10.0.0.{number}/tcp/7400", observer)
 
-    def make_at(
-        self, peer_id: str, address: str, observer: ConnectionObserver
-    ) -> MemoryTransport:
+    def make_at(self, peer_id: str, address: str, observer: ConnectionObserver) -> MemoryTransport:
         return MemoryTransport(self, peer_id, address, observer)
 
     def partition(self, one: str, other: str) -> None:
@@ -274,5 +272,6 @@ class MemoryNetwork:
 
     async def reachable(self, one: MemoryTransport, other: MemoryTransport) -> None:
         """Wait until nothing is between the two."""
-        while event := self._partitions.get(frozenset((one.peer_id, other.peer_id))):
-            await event.wait()
+        pair = frozenset((one.peer_id, other.peer_id))
+        while pair in self._partitions:
+            await self._partitions[pair].wait()

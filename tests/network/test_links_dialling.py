@@ -64,7 +64,7 @@ async def test_pauses_double_up_to_the_longest(autojump_clock: MockClock) -> Non
     async with low.running():
         await trio.sleep(120)
         assert low.state(HIGH).attempts == len(network.dials)
-        assert "Connection refused" in (low.state(HIGH).last_error or "")
+        assert "refused" in (low.state(HIGH).last_error or "")
     expected, pause_seconds = [0.0], FIRST_RETRY_SECONDS
     while expected[-1] + pause_seconds <= 120:
         expected.append(expected[-1] + pause_seconds)
