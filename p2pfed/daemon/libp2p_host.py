@@ -50,6 +50,9 @@ def quiet_library_logging() -> None:
     library.handlers.clear()
     library.propagate = True
     library.setLevel(logging.CRITICAL)
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("libp2p."):
+            logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 def make_network(seed: bytes, roster: Roster, refused: Refused) -> Swarm:

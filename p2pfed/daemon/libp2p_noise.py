@@ -85,15 +85,21 @@ class NoiseChannel(BaseSession):  # type: ignore[misc]
 
     async def write(self, data: bytes) -> None:
         """:raises ConnectionClosedError: the connection is closed."""
-        for start in range(0, len(data), MAX_PLAINTEXT_BYTES):
-            with trio.CancelScope(shield=True):
-                async with self._writing:
-                    try:
-                        sealed = self._state.encrypt(data[start : start + MAX_PLAINTEXT_BYTES])
-                    except NoiseMaxNonceError as error:
-                        raise ConnectionClosedError("the session's nonces are used up") from error
-                    length = len(sealed).to_bytes(LENGTH_BYTES, "big")
-                    await self._raw.write(length + sealed)
+        with trio.CancelScope(shield=True):
+            for start in range(0, len(data), MAX_PLAINTEXT_BYTES):
+                await self.write_last(data[start : start + MAX_PLAINTEXT_BYTES])
+
+    async def write_last(self, message: bytes) -> None:
+        """Write one message; nothing may be written after it if this is cancelled.
+
+        :raises ConnectionClosedError: the connection is closed.
+        """
+        async with self._writing:
+            try:
+                sealed = self._state.encrypt(message)
+            except NoiseMaxNonceError as error:
+                raise ConnectionClosedError("the session's nonces are used up") from error
+            await self._raw.write(len(sealed).to_bytes(LENGTH_BYTES, "big") + sealed)
 
     async def _open_message(self) -> bytes:
         while True:

@@ -237,6 +237,8 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
                 await self._say_goodbye(PROTOCOL_ERROR)
             except (IOException, OSError, trio.ClosedResourceError):
                 pass  # the connection ended; whoever uses a stream of it hears so
+            # First of all, for it frees whoever is blocked on writing.
+            await self.secured_conn.close()
             nursery.cancel_scope.cancel()
         await self._end()
 
@@ -248,7 +250,7 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
     async def _say_goodbye(self, code: int) -> None:
         with trio.move_on_after(FAREWELL_TIMEOUT_SECONDS):
             try:
-                await self.secured_conn.write(HEADER.pack(VERSION, GO_AWAY, 0, 0, code))
+                await self.secured_conn.write_last(HEADER.pack(VERSION, GO_AWAY, 0, 0, code))
             except IOException:
                 return  # it knows already
 

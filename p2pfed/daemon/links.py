@@ -108,6 +108,7 @@ class _Link:
         self.scope = trio.CancelScope()
         self.control: trio.CancelScope | None = None
         self.superseded = False
+        self.retry_at_once = False
         self.carried = False
         self.offended = False
         self.opened_here = False
@@ -217,7 +218,11 @@ class Links:
 
     async def reconnect(self, peer_id: str, reason: str) -> None:
         """Drop the link so that both ends say hello again."""
-        self.nudge(peer_id)
+        link = self._links.get(peer_id)
+        if link is not None:
+            # The supervisor may still be busy with the link that is dropped here.
+            link.retry_at_once = True
+            link.nudge.set()
         await self._transport.drop(peer_id, reason)
 
     async def say_goodbye(self, reason: str) -> None:
@@ -251,7 +256,9 @@ class Links:
                         await self._give_head_start(link)
                 if link.offended or link.state.phase == "refused":
                     link.offended = False
-                    await self._wait(link, REFUSED_RETRY_SECONDS)
+                    if not link.retry_at_once:
+                        await self._wait(link, REFUSED_RETRY_SECONDS)
+                    link.retry_at_once = False
                 else:
                     # Full jitter, so that peers that lost each other do not retry in step.
                     await self._wait(link, self._random.uniform(0, pause_seconds))

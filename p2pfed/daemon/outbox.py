@@ -4,6 +4,7 @@ A slow neighbour delays nobody else. What cannot be delivered is dropped after a
 the neighbour sees at the next hello or the next offer that it misses something, and asks.
 """
 
+from collections import Counter
 from collections.abc import Callable
 
 import structlog
@@ -43,6 +44,7 @@ class Outbox:
         self._links = links
         self._identity = identity
         self._on_sent = on_sent
+        self._snapshots: Counter[str] = Counter()  # queued or under way, by peer id
         self._queues: dict[str, trio.MemorySendChannel[Sendable]] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -60,11 +62,16 @@ class Outbox:
             queue, source = trio.open_memory_channel[Sendable](QUEUED_ENVELOPES)
             self._queues[peer_id] = queue
             self._nursery.start_soon(self._serve, peer_id, source)
+        self._snapshots[peer_id] += item.throw_away
         try:
             queue.send_nowait(item)
         except trio.WouldBlock:
             log.warning("outbox full", peer=peer_id, round=item.signed.header.round_number)
-            self._throw_away(item)
+            self._done(peer_id, item)
+
+    def has_snapshot(self, peer_id: str) -> bool:
+        """Whether a snapshot for this peer is still to be sent."""
+        return self._snapshots[peer_id] > 0
 
     def forget(self, peer_id: str) -> None:
         """Stop sending to a peer that is no neighbour any more."""
@@ -78,7 +85,7 @@ class Outbox:
                 try:
                     await self._send_with_retries(peer_id, item)
                 finally:
-                    self._throw_away(item)
+                    self._done(peer_id, item)
 
     async def _send_with_retries(self, peer_id: str, item: Sendable) -> None:
         pause_seconds = FIRST_RETRY_SECONDS
@@ -109,7 +116,7 @@ class Outbox:
             self._on_sent(peer_id, item.signed, outcome)
             return
 
-    @staticmethod
-    def _throw_away(item: Sendable) -> None:
+    def _done(self, peer_id: str, item: Sendable) -> None:
         if item.throw_away:
+            self._snapshots[peer_id] -= 1
             item.ciphertext.unlink(missing_ok=True)

@@ -93,6 +93,7 @@ class Runtime:
         self._threads = trio.CapacityLimiter(HEAVY_THREADS)
         self._one_job = trio.Lock()  # the store and the vectors take one caller at a time
         self._answer: do.AnswerOffer | None = None
+        self._sealing: set[str] = set()  # sites that a snapshot is being made for
         self._nursery: trio.Nursery
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -224,12 +225,17 @@ class Runtime:
             return {}
 
     async def _send_snapshot(self, site: str) -> None:
-        published = self.engine.published
-        if published is None:
-            return
-        path = self.store.directory / "outbox" / f"snapshot-{site}.partial"
-        item = await self._in_thread(partial(self.work.snapshot, published, self.plan, path))
-        self.outbox.send(self.peer_ids[site], item)
+        published, peer_id = self.engine.published, self.peer_ids[site]
+        if published is None or site in self._sealing or self.outbox.has_snapshot(peer_id):
+            return  # one is on its way; what it lacks, the next offer shows
+        self._sealing.add(site)
+        try:
+            item = await self._in_thread(
+                partial(self.work.snapshot, published, self.plan, self.store.snapshot_path())
+            )
+        finally:
+            self._sealing.discard(site)
+        self.outbox.send(peer_id, item)
 
     async def _apply(self, site: str, signed: SignedHeader) -> None:
         received = self._received.pop(signed.digest)

@@ -112,6 +112,7 @@ class Store:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._snapshots_made = 0
         try:
             for path in (directory, self._vectors, self._outbox, self._replicas, self.spool):
                 make_private_directory(path)
@@ -258,6 +259,11 @@ class Store:
 
     def ciphertext_path(self, sequence: int) -> Path:
         return self._outbox / f"{sequence}.sealed"
+
+    def snapshot_path(self) -> Path:
+        """A new name for a snapshot that is sent once; what a crash leaves is swept."""
+        self._snapshots_made += 1
+        return self._outbox / f"snapshot-{self._snapshots_made}{TEMPORARY_SUFFIX}"
 
     def commit_published(
         self,

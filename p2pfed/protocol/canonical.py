@@ -41,14 +41,23 @@ def unpack(data: bytes, *, max_bytes: int) -> Any:
             object_pairs_hook=_refuse_type,
             ext_hook=_refuse_type,
         )
-        again = pack(value)  # which refuses arrays that are nested more deeply than it encodes
+        _check_nesting(value)
     # The decoder documents these four; RecursionError comes of nested arrays.
     except (ValueError, msgpack.exceptions.UnpackException, TypeError, RecursionError) as error:
         reason = str(error) or type(error).__name__
         raise MalformedMessageError(f"not a message of this protocol: {reason}") from error
-    if again != data:
+    if pack(value) != data:
         raise MalformedMessageError("not canonical: the same message has a shorter encoding")
     return value
+
+
+def _check_nesting(value: Any) -> None:
+    """Arrays that decode may still be nested more deeply than the encoder goes."""
+    items = [value]
+    for _ in range(limits.MAX_NESTING + 1):
+        items = [item for outer in items if isinstance(outer, list) for item in outer]
+    if items:
+        raise ValueError(f"arrays within arrays, more than {limits.MAX_NESTING} deep")
 
 
 def _refuse_type(*_: object) -> Never:

@@ -39,3 +39,4 @@ MAX_SEQUENCE = 2**40
 MAX_TIME_SECONDS = 2**40
 
 MAX_MSGPACK_DEPTH_ITEMS = 64  # items of any array in a control message or header
+MAX_NESTING = 4  # arrays within arrays; an address record takes 2

@@ -3,10 +3,11 @@
 import struct
 import tracemalloc
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import trio
+from libp2p.io.exceptions import IOException
 from libp2p.transport.tcp.tcp import TCP
 from libp2p.utils.varint import encode_uvarint
 from multiaddr import Multiaddr
@@ -62,16 +63,24 @@ async def raw_channel(member: Site, victim: Site) -> AsyncIterator[NoiseChannel]
     network = member.transport._network
     peer_id = victim.transport._network.get_peer_id()
     raw = await TCP().dial(Multiaddr(victim.address))
-    channel = await network.upgrader.upgrade_security(raw, True, peer_id)
-    await network.upgrader.upgrade_connection(channel, peer_id)
-    await victim.recorder.wait("connected", member.peer_id)
-    yield channel
-    await channel.close()
+    try:
+        channel = await network.upgrader.upgrade_security(raw, True, peer_id)
+        await network.upgrader.upgrade_connection(channel, peer_id)
+        await victim.recorder.wait("connected", member.peer_id)
+        yield channel
+    finally:
+        await raw.close()
+
+
+def refused(frames: bytes) -> list[int]:
+    """The streams that frames without payload reset."""
+    whole = frames[: len(frames) // HEADER.size * HEADER.size]
+    return [stream_id for _, _, flags, stream_id, _ in HEADER.iter_unpack(whole) if flags & RST]
 
 
 async def read_until_the_end(channel: NoiseChannel) -> bytes:
     received = bytearray()
-    with pytest.raises(Exception, match="closed"):
+    with pytest.raises(IOException):
         while True:
             received += await channel.receive()
     return bytes(received)
@@ -125,18 +134,24 @@ async def test_a_handler_that_raises_costs_only_its_stream(error: Exception) -> 
 
 async def test_a_member_that_ignores_the_window_loses_the_link_and_fills_nothing() -> None:
     victim, member = Site(1), Site(2)
+
+    async def wait(stream: Stream) -> None:
+        await trio.sleep_forever()
+
+    victim.transport.set_handler(DEAF, wait)
     victim.transport.set_handler(ECHO, echo)
     async with running(victim, member):
         async with raw_channel(member, victim) as channel:
             payload = bytes(MAX_PAYLOAD_BYTES)
             tracemalloc.start()
-            await channel.write(frame(WINDOW_UPDATE, SYN, 1, 0))
+            opening = delimited(MULTISTREAM) + delimited(DEAF.encode() + b"\n")
+            await channel.write(frame(DATA, SYN, 1, len(opening), opening))
 
             async def flood() -> None:
-                with pytest.raises(Exception, match=r"reset|closed|Broken"):
+                with pytest.raises(IOException):
                     for _ in range(200 * MEGABYTE // len(payload)):
                         await channel.write(frame(DATA, 0, 1, len(payload), payload))
-                    raise AssertionError("the flood was taken")
+                    pytest.fail("the flood was taken")
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(flood)
@@ -166,7 +181,7 @@ async def test_a_broken_frame_ends_the_link_with_the_code_for_it(frames: bytes) 
         async with raw_channel(member, victim) as channel:
             await channel.write(frames)
             received = await read_until_the_end(channel)
-            assert received.endswith(frame(GO_AWAY, 0, 0, PROTOCOL_ERROR))
+            assert frame(GO_AWAY, 0, 0, PROTOCOL_ERROR) in received
         await victim.recorder.wait("disconnected", member.peer_id)
         await assert_serves(victim, member)
 
@@ -213,29 +228,15 @@ async def test_a_member_may_open_no_more_streams_than_yamux_keeps_for_it() -> No
     victim.transport.set_handler(ECHO, echo)
     async with running(victim, member):
         async with raw_channel(member, victim) as channel:
-            opened = range(1, 2 * 10_000, 2)
-            async with trio.open_nursery() as nursery:
-
-                async def open_all() -> None:
-                    for stream_id in opened:
-                        await channel.write(frame(WINDOW_UPDATE, SYN, stream_id, 0))
-
-                nursery.start_soon(open_all)
-                resets = received = 0
-                ahead = b""
-                while received < len(opened):
-                    ahead += await channel.receive()
-                    while len(ahead) >= HEADER.size:
-                        _, kind, flags, stream_id, _ = HEADER.unpack_from(ahead)
-                        ahead = ahead[HEADER.size :]
-                        if kind == WINDOW_UPDATE and stream_id == opened[received]:
-                            received += 1
-                            resets += bool(flags & RST)
-                        elif flags & RST:
-                            resets += 0
+            opened = range(1, 2 * 500, 2)
+            await channel.write(
+                b"".join(frame(WINDOW_UPDATE, SYN, stream_id, 0) for stream_id in opened)
+            )
+            answers = bytearray()
+            while not set(refused(answers)) >= set(opened[MAX_INBOUND_STREAMS:]):
+                answers += await channel.receive()
             held = victim.transport._links[member.peer_id].connection.muxed_conn._streams
             assert len(held) <= MAX_INBOUND_STREAMS
-            assert resets > 0
         await victim.recorder.wait("disconnected", member.peer_id)
         await assert_serves(victim, member)
 
@@ -248,7 +249,7 @@ async def test_a_member_that_asks_and_never_reads_loses_the_link() -> None:
 
             async def ask() -> None:
                 pings = b"".join(frame(PING, SYN, 0, number) for number in range(1000))
-                with pytest.raises(Exception, match=r"reset|closed|Broken"):
+                with pytest.raises(IOException):
                     while True:
                         await channel.write(pings)
 
@@ -262,18 +263,12 @@ async def test_a_member_that_leaves_many_connections_open_keeps_one() -> None:
     victim, member = Site(1), Site(2)
     victim.transport.set_handler(ECHO, echo)
     async with running(victim, member):
-        network = member.transport._network
-        peer_id = victim.transport._network.get_peer_id()
-        channels = []
-        for _ in range(20):
-            raw = await TCP().dial(Multiaddr(victim.address))
-            channel = await network.upgrader.upgrade_security(raw, True, peer_id)
-            await network.upgrader.upgrade_connection(channel, peer_id)
-            channels.append(channel)
-        await victim.recorder.wait("connected", member.peer_id, 20)
-        for channel in channels[:-1]:
-            await read_until_the_end(channel)
-        assert len(victim.transport._network.get_connections()) == 1
-        await channels[-1].close()
+        async with AsyncExitStack() as channels:
+            opened = [
+                await channels.enter_async_context(raw_channel(member, victim)) for _ in range(20)
+            ]
+            for channel in opened[:-1]:
+                await read_until_the_end(channel)
+            assert len(victim.transport._network.get_connections()) == 1
         await victim.recorder.wait("disconnected", member.peer_id, 20)
         await assert_serves(victim, member)

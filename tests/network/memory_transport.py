@@ -214,7 +214,7 @@ class MemoryTransport(Transport):
         self._open_inbound[stream.peer_id] += 1
         try:
             await handler(stream)
-        except Exception:
+        except Exception:  # noqa: BLE001 - as over libp2p, a handler's failure costs its stream
             await stream.abort()
         finally:
             self._open_inbound[stream.peer_id] -= 1

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,15 +24,14 @@ IDLE_SECONDS = 0.5
 async def remote_peer() -> AsyncIterator[tuple[trio.Process, str]]:
     """The peer's process and its address."""
     async with trio.open_nursery() as nursery:
-        process: trio.Process = await nursery.start(
-            lambda task_status: trio.run_process(
-                [sys.executable, str(SCRIPT), str(REMOTE), "1"],
-                stdout=subprocess.PIPE,
-                check=False,
-                deliver_cancel=_kill,
-                task_status=task_status,
-            )
+        run = partial(
+            trio.run_process,
+            [sys.executable, str(SCRIPT), str(REMOTE), "1"],
+            stdout=subprocess.PIPE,
+            check=False,
+            deliver_cancel=_kill,
         )
+        process: trio.Process = await nursery.start(run)
         assert process.stdout is not None
         line = bytearray()
         while not line.endswith(b"\n"):

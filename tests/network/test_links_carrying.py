@@ -109,7 +109,7 @@ async def test_the_queue_of_a_neighbour_is_bounded_and_posting_never_waits(
         accepted = 0
         while low.links.post(HIGH.peer_id, Want(b"w" * 32)):
             accepted += 1
-            assert accepted <= OUTGOING_MESSAGES
+            assert accepted <= OUTGOING_MESSAGES + 1  # one may be in the hands of the writer
         with pytest.raises(TransportError, match="too many wait"):
             await low.links.ping(HIGH.peer_id, 1.0)
         await low.handler.until(lambda: bool(low.handler.down))

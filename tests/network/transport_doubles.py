@@ -31,13 +31,13 @@ class Recorder:
         self._changed = trio.Event()
 
     def connected(self, peer_id: str, address: str, direction: Direction) -> None:
-        self._note("connected", peer_id, direction)
+        self._note("connected", peer_id, direction, address)
 
     def disconnected(self, peer_id: str, reason: str) -> None:
         self._note("disconnected", peer_id, reason)
 
     def refused(self, peer_id: str | None, address: str | None, reason: str) -> None:
-        self._note("refused", peer_id or "", reason)
+        self._note("refused", peer_id or "", reason, address or "")
 
     def count(self, kind: str, peer_id: str) -> int:
         return sum(event[:2] == (kind, peer_id) for event in self.events)

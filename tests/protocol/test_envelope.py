@@ -136,7 +136,7 @@ def test_another_key_is_refused_before_a_chunk_is_asked_for(
         ChunkOpener(header, digests, bytes(32))
 
 
-CHACHA_PRIME = 2**130 - 5
+POLY1305_PRIME = 2**130 - 5
 
 
 def one_time_key(key: bytes, nonce: bytes) -> tuple[int, int]:
@@ -158,27 +158,25 @@ def colliding_ciphertext(keys: tuple[bytes, bytes], nonce: bytes, associated: by
     Ristenpart 2021, "Partitioning oracle attacks", for ChaCha20-Poly1305.)
     """
     (r1, s1), (r2, s2) = (one_time_key(key, nonce) for key in keys)
-    assert len(associated) % 16 == 0
     lengths = len(associated).to_bytes(8, "little") + (32).to_bytes(8, "little")
 
     def blocks_of(counter: bytes, free: bytes) -> list[int]:
-        data = associated + counter + free + lengths
-        return [
-            int.from_bytes(data[i : i + 16], "little") + 2**128 for i in range(0, len(data), 16)
-        ]
+        data = associated + bytes(-len(associated) % 16) + counter + free + lengths
+        starts = range(0, len(data), 16)
+        return [int.from_bytes(data[start : start + 16], "little") + 2**128 for start in starts]
 
     def evaluate(blocks: list[int], r: int) -> int:
         total = 0
         for block in blocks:
-            total = (total + block) * r % CHACHA_PRIME
+            total = (total + block) * r % POLY1305_PRIME
         return total
 
     for number in range(10_000):
         counter = number.to_bytes(16, "little")
         without = blocks_of(counter, bytes(16))
         gap = s2 + evaluate(without, r2) - s1 - evaluate(without, r1)
-        slope = (pow(r1, 2, CHACHA_PRIME) - pow(r2, 2, CHACHA_PRIME)) % CHACHA_PRIME
-        free = gap * pow(slope, -1, CHACHA_PRIME) % CHACHA_PRIME
+        slope = (pow(r1, 2, POLY1305_PRIME) - pow(r2, 2, POLY1305_PRIME)) % POLY1305_PRIME
+        free = gap * pow(slope, -1, POLY1305_PRIME) % POLY1305_PRIME
         if free >= 2**128:
             continue
         blocks = blocks_of(counter, free.to_bytes(16, "little"))
@@ -191,10 +189,8 @@ def colliding_ciphertext(keys: tuple[bytes, bytes], nonce: bytes, associated: by
 def test_one_ciphertext_that_opens_under_two_keys_is_refused_for_the_second() -> None:
     context = payload_context(8, "float32")
     keys = (b"\x0a" * 32, b"\x0b" * 32)
-    # What ChunkSealer takes for chunk 0; the associated data are padded to 16 by RFC 8439.
-    nonce, associated = bytes(12), context.digest() + bytes(8)
-    padded = associated + bytes(-len(associated) % 16)
-    ciphertext = colliding_ciphertext_for(keys, nonce, associated, padded)
+    nonce, associated = bytes(12), context.digest() + bytes(8)  # of chunk 0
+    ciphertext = colliding_ciphertext(keys, nonce, associated)
     openings = [ChaCha20Poly1305(key).decrypt(nonce, ciphertext, associated) for key in keys]
     assert openings[0] != openings[1]  # the cipher alone lets a sender tell two stories
 

@@ -119,7 +119,7 @@ def test_a_header_beyond_its_limit_is_malformed() -> None:
 @pytest.mark.parametrize("count", [0, 17, 19])
 def test_a_missing_or_additional_field_is_malformed(count: int) -> None:
     fields = unpack(signed_header().encoded, max_bytes=limits.MAX_HEADER_BYTES)
-    encoded = pack((fields + [0])[:count])
+    encoded = pack(([*fields, 0])[:count])
     with pytest.raises(MalformedMessageError, match="18 fields"):
         parse_signed_header(encoded, ALICE.sign(Kind.DELTA.signing_domain, encoded))
 

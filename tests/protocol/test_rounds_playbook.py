@@ -7,6 +7,7 @@ import pytest
 from p2pfed.errors import LocalProtocolError
 from p2pfed.protocol import commands as do
 from p2pfed.protocol import events as on
+from p2pfed.protocol import limits
 from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.header import Header, Kind, SignedHeader
 from p2pfed.protocol.messages import AnswerCode
@@ -312,6 +313,14 @@ def test_a_header_is_passed_on_once() -> None:
     theirs = signed("z", 0)
     assert peer.handle(on.HeaderHeard("c", "z", theirs), 3.0) == [do.FloodHeader(theirs, "c")]
     assert peer.handle(on.HeaderHeard("b", "z", theirs), 3.0) == []
+
+
+def test_a_header_of_the_far_future_is_neither_kept_nor_passed_on() -> None:
+    peer = collecting()
+    far = signed("z", limits.ROUND_WINDOW + 1)
+    assert peer.handle(on.HeaderHeard("c", "z", far), 3.0) == []
+    near = signed("z", limits.ROUND_WINDOW)
+    assert peer.handle(on.HeaderHeard("c", "z", near), 3.0) == [do.FloodHeader(near, "c")]
 
 
 def test_another_topology_is_refused_and_both_digests_are_named() -> None:
