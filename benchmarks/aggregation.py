@@ -1,4 +1,4 @@
-"""Aggregation against a plain copy of the same input bytes, in one process and one thread.
+"""Aggregation against a plain copy of the same input bytes, in one process.
 
     python benchmarks/aggregation.py [--parameters 10000000] [--models 5] [--repetitions 5]
 
@@ -29,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parameters", type=int, default=10_000_000)
     parser.add_argument("--models", type=int, default=5, help="the own model and its neighbours")
+    parser.add_argument("--threads", type=int, default=2, help="of the rules; the copy has one")
     parser.add_argument("--repetitions", type=int, default=5)
     arguments = parser.parse_args()
     generator = np.random.default_rng(0)
@@ -53,7 +54,9 @@ def main() -> None:
     for rule in RULES:
 
         def run(rule: str = rule) -> None:
-            aggregate(rule, models[0], neighbours, out, byzantine_neighbours=1)
+            aggregate(
+                rule, models[0], neighbours, out, byzantine_neighbours=1, threads=arguments.threads
+            )
 
         run()
         copy()

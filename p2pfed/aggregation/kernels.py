@@ -1,89 +1,145 @@
-"""Compiled loops over chunks of models. Import late: this loads numba.
+"""Compiled loops over models. Import late: this loads numba.
 
-Strict floating point (no fastmath), so that the result of a chunk depends on its input alone.
-All of them release the GIL.
+All release the GIL and work on a range ``[start, stop)`` of the parameters in blocks that stay
+in the first caches, so that every model is read from memory once a pass. Only the sums of
+squares may be reordered by the compiler (``reassoc``): they would otherwise wait for each
+addition; nothing else is relaxed, and what is not finite stays so.
 """
 
 import numpy as np
 import numpy.typing as npt
-
-from p2pfed.protocol.compiled import compiled
+from numba import njit
+from numba.typed import List
 
 Vector = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
 
-TILE = 1024  # columns sorted at a time: rows of a tile stay in the first-level cache
+BLOCK = 2048  # parameters of one model at a time
 
 
-@compiled
+def as_list(vectors: list[Vector]) -> "List[Vector]":
+    """Models as compiled code takes them: one type whatever their number, so that no number
+    of neighbours needs a compilation of its own."""
+    result = List()
+    for vector in vectors:
+        result.append(vector)
+    return result
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc"})  # type: ignore[untyped-decorator]
 def squared_distance(own: Vector, other: Vector) -> float:
     """The sum of (other - own)^2 in float64, shape (n,) each.
 
-    Not finite exactly where an input is not: float32 cannot overflow float64. Eight partial
-    sums, because one sum in order would wait for each addition.
+    Not finite exactly where an input is not: float32 cannot overflow float64.
     """
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
-    count = own.shape[0]
-    whole = count - count % 8
-    for i in range(0, whole, 8):
-        d0 = np.float64(other[i]) - np.float64(own[i])
-        d1 = np.float64(other[i + 1]) - np.float64(own[i + 1])
-        d2 = np.float64(other[i + 2]) - np.float64(own[i + 2])
-        d3 = np.float64(other[i + 3]) - np.float64(own[i + 3])
-        d4 = np.float64(other[i + 4]) - np.float64(own[i + 4])
-        d5 = np.float64(other[i + 5]) - np.float64(own[i + 5])
-        d6 = np.float64(other[i + 6]) - np.float64(own[i + 6])
-        d7 = np.float64(other[i + 7]) - np.float64(own[i + 7])
-        s0 += d0 * d0
-        s1 += d1 * d1
-        s2 += d2 * d2
-        s3 += d3 * d3
-        s4 += d4 * d4
-        s5 += d5 * d5
-        s6 += d6 * d6
-        s7 += d7 * d7
-    for i in range(whole, count):
-        d0 = np.float64(other[i]) - np.float64(own[i])
-        s0 += d0 * d0
-    return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
+    total = 0.0
+    for i in range(own.shape[0]):
+        difference = np.float64(other[i]) - np.float64(own[i])
+        total += difference * difference
+    return total
 
 
-@compiled
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def squared_distances(
+    own: Vector, others: "List[Vector]", start: int, stop: int, squares: Wide
+) -> None:
+    """squares[j] += the squared distance of model j, over the range."""
+    for low in range(start, stop, BLOCK):
+        high = min(low + BLOCK, stop)
+        mine = own[low:high]
+        for j in range(len(others)):
+            squares[j] += squared_distance(mine, others[j][low:high])
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def add_scaled_difference(total: Wide, own: Vector, other: Vector, weight: float) -> None:
     """total += weight * (other - own), in float64, shape (n,)."""
     for i in range(own.shape[0]):
         total[i] += weight * (np.float64(other[i]) - np.float64(own[i]))
 
 
-@compiled
-def add_to(own: Vector, total: Wide, out: Vector) -> None:
-    """out = own + total, rounded once to float32."""
-    for i in range(own.shape[0]):
-        out[i] = np.float32(np.float64(own[i]) + total[i])
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def combine(
+    own: Vector, others: "List[Vector]", weights: Wide, start: int, stop: int, out: Vector
+) -> None:
+    """out = own + sum_j weights[j] (other_j - own), rounded once to float32."""
+    total = np.empty(BLOCK, np.float64)
+    for low in range(start, stop, BLOCK):
+        high = min(low + BLOCK, stop)
+        mine, sums = own[low:high], total[: high - low]
+        sums[:] = 0.0
+        for j in range(len(others)):
+            if weights[j] != 0.0:
+                add_scaled_difference(sums, mine, others[j][low:high], weights[j])
+        for i in range(high - low):
+            out[low + i] = np.float32(np.float64(mine[i]) + sums[i])
 
 
-@compiled
-def compare_and_exchange(rows: Vector, network: npt.NDArray[np.int64], count: int) -> None:
-    """Run a sorting network over the columns of ``rows``, shape (m, >= count).
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def compare_and_exchange(low: Vector, high: Vector) -> None:
+    """Leave the smaller of each pair in ``low`` and the larger in ``high``, shape (n,)."""
+    for i in range(low.shape[0]):
+        a, b = low[i], high[i]
+        low[i] = min(a, b)
+        high[i] = max(a, b)
 
-    :param network: shape (c, 2): pairs of rows (low, high), in order.
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def order_statistic(
+    own: Vector,
+    others: "List[Vector]",
+    network: npt.NDArray[np.int64],
+    ranks: tuple[int, int],
+    start: int,
+    stop: int,
+    out: Vector,
+    squares: Wide,
+) -> None:
+    """out = the mean of the ranks first..last of {own, others} in each coordinate.
+
+    :param network: shape (c, 2): the pairs (low, high) that a sorting network exchanges.
+    :param squares: as in ``squared_distances``, in the same pass.
     """
-    for start in range(0, count, TILE):
-        end = min(start + TILE, count)
+    count = len(others) + 1
+    first, last = ranks
+    rows = np.empty((count, BLOCK), np.float32)
+    for begin in range(start, stop, BLOCK):
+        end = min(begin + BLOCK, stop)
+        width = end - begin
+        rows[0, :width] = own[begin:end]
+        for j in range(count - 1):
+            rows[j + 1, :width] = others[j][begin:end]
+            squares[j] += squared_distance(rows[0, :width], rows[j + 1, :width])
         for step in range(network.shape[0]):
-            low, high = rows[network[step, 0]], rows[network[step, 1]]
-            for i in range(start, end):
-                a, b = low[i], high[i]
-                low[i] = a if a < b else b
-                high[i] = b if a < b else a
+            compare_and_exchange(rows[network[step, 0], :width], rows[network[step, 1], :width])
+        if first == last:
+            out[begin:end] = rows[first, :width]
+        else:
+            for i in range(width):
+                total = 0.0
+                for row in range(first, last + 1):
+                    total += np.float64(rows[row, i])
+                out[begin + i] = np.float32(total / (last - first + 1))
 
 
-@compiled
-def mean_of_rows(rows: Vector, first: int, last: int, out: Vector) -> None:
-    """out = the mean of rows first..last (inclusive) in float64, shape (n,)."""
-    count = last - first + 1
-    for i in range(out.shape[0]):
-        total = 0.0
-        for row in range(first, last + 1):
-            total += np.float64(rows[row, i])
-        out[i] = np.float32(total / count)
+@njit(nogil=True, cache=True, fastmath={"reassoc"})  # type: ignore[untyped-decorator]
+def inner_product(own: Vector, one: Vector, other: Vector) -> float:
+    """The sum of (one - own) (other - own) in float64, shape (n,) each."""
+    total = 0.0
+    for i in range(own.shape[0]):
+        mine = np.float64(own[i])
+        total += (np.float64(one[i]) - mine) * (np.float64(other[i]) - mine)
+    return total
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def inner_products(
+    own: Vector, others: "List[Vector]", start: int, stop: int, products: Wide
+) -> None:
+    """products[i, j] += the inner product of models i and j relative to ``own``, i <= j."""
+    for low in range(start, stop, BLOCK):
+        high = min(low + BLOCK, stop)
+        mine = own[low:high]
+        for i in range(len(others)):
+            for j in range(i, len(others)):
+                products[i, j] += inner_product(mine, others[i][low:high], others[j][low:high])

@@ -1,14 +1,15 @@
-"""The aggregation rules: one entry point, streaming over chunks, never all models in memory.
+"""The aggregation rules: one entry point, streaming over blocks, never all models in memory.
 
 Notation: y is the peer's own model, y_j the neighbours', z_j = y_j - y, w_j the mixing weight
 of the edge (Metropolis-Hastings), k the number of neighbours present, b how many of them are
 assumed Byzantine.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +19,11 @@ from p2pfed.errors import AggregationError
 from p2pfed.rules_catalogue import RULES
 
 Vector = npt.NDArray[np.float32]
+Wide = npt.NDArray[np.float64]
+T = TypeVar("T")
 
-CHUNK_PARAMETERS = 1 << 14  # of one model; all models' chunks together stay in the second cache
+PART_PARAMETERS = 1 << 19  # what one thread takes at a time; sums are added part by part, in
+# order, so that a result does not depend on the number of threads
 DROP_FACTOR = 3.0  # a neighbour beyond this many thresholds has no weight
 DROP_NEIGHBOURS = 3  # fewer cannot tell an outlier from an unlike site
 WEISZFELD_STEPS = 8
@@ -55,10 +59,26 @@ class _Inputs:
     neighbours: tuple[NeighbourModel, ...]  # sorted by name: the order of sums is fixed
     out: Vector
     byzantine_neighbours: int
+    threads: int
 
-    def chunks(self) -> Iterator[slice]:
-        for start in range(0, self.own.shape[0], CHUNK_PARAMETERS):
-            yield slice(start, min(start + CHUNK_PARAMETERS, self.own.shape[0]))
+    @property
+    def names(self) -> list[str]:
+        return [neighbour.name for neighbour in self.neighbours]
+
+    def models(self) -> Any:
+        from p2pfed.aggregation import kernels  # noqa: PLC0415 - loads numba
+
+        return kernels.as_list([neighbour.vector for neighbour in self.neighbours])
+
+    def over_parts(self, work: Callable[[int, int], T]) -> list[T]:
+        """``work(start, stop)`` for every part of the parameters, its results in order."""
+        dimension = self.own.shape[0]
+        starts = range(0, dimension, PART_PARAMETERS)
+        stops = [min(start + PART_PARAMETERS, dimension) for start in starts]
+        if self.threads == 1 or len(starts) == 1:
+            return [work(start, stop) for start, stop in zip(starts, stops, strict=True)]
+        with ThreadPoolExecutor(self.threads) as pool:
+            return list(pool.map(work, starts, stops))
 
 
 def aggregate(
@@ -68,6 +88,7 @@ def aggregate(
     out: Vector,
     *,
     byzantine_neighbours: int = 0,
+    threads: int = 1,
 ) -> Outcome:
     """Write R(own; neighbours) to ``out``.
 
@@ -77,6 +98,7 @@ def aggregate(
         overwritten and must share no memory with them.
     :param byzantine_neighbours: b, for rules that ask for it; clamped to what those present
         allow.
+    :param threads: that share a large model; the result does not depend on their number.
     :raises AggregationError: unknown rule, unlike shapes, or values that are not finite; it
         names the neighbour where one is at fault. ``out`` is then meaningless.
     """
@@ -89,6 +111,7 @@ def aggregate(
         tuple(NeighbourModel(n.name, np.asarray(n.vector), n.weight) for n in ordered),
         np.asarray(out),
         byzantine_neighbours,
+        threads,
     )
     if not ordered:
         np.copyto(out, own)
@@ -108,8 +131,8 @@ def _check(own: Vector, neighbours: Sequence[NeighbourModel], out: Vector) -> No
                 f"({own.shape[0]},)",
                 name,
             )
-    for name, vector in labelled:
-        if vector is not out and np.may_share_memory(vector, out):
+    for name, vector in (labelled[0], *labelled[2:]):
+        if np.may_share_memory(vector, out):
             raise AggregationError("the result would overwrite an input", name)
 
 
@@ -120,37 +143,38 @@ def _distances(inputs: _Inputs) -> dict[str, float]:
     """
     from p2pfed.aggregation import kernels  # noqa: PLC0415 - loads numba
 
-    squares = dict.fromkeys((n.name for n in inputs.neighbours), 0.0)
-    for part in inputs.chunks():
-        own = inputs.own[part]
-        for neighbour in inputs.neighbours:
-            squares[neighbour.name] += kernels.squared_distance(own, neighbour.vector[part])
-    return _roots(inputs, squares)
+    models = inputs.models()
+
+    def part(start: int, stop: int) -> Wide:
+        squares = np.zeros(len(inputs.neighbours))
+        kernels.squared_distances(inputs.own, models, start, stop, squares)
+        return squares
+
+    return _roots(inputs, sum(inputs.over_parts(part), np.zeros(len(inputs.neighbours))))
 
 
-def _roots(inputs: _Inputs, squares: Mapping[str, float]) -> dict[str, float]:
-    bad = [name for name, square in squares.items() if not math.isfinite(square)]
-    if bad and not np.isfinite(inputs.own).all():
-        raise AggregationError("the own model is not finite")
-    if bad:
-        raise AggregationError(f"the model of {bad[0]} is not finite", bad[0])
-    return {name: math.sqrt(square) for name, square in squares.items()}
+def _roots(inputs: _Inputs, squares: Wide) -> dict[str, float]:
+    """:raises AggregationError: a sum is not finite, so a model is not."""
+    finite = np.isfinite(squares)
+    if not finite.all():
+        if not np.isfinite(inputs.own).all():
+            raise AggregationError("the own model is not finite")
+        name = inputs.names[int(np.argmin(finite))]
+        raise AggregationError(f"the model of {name} is not finite", name)
+    return dict(zip(inputs.names, np.sqrt(squares).tolist(), strict=True))
 
 
 def _combine(inputs: _Inputs, weights: Mapping[str, float]) -> None:
     """out = y + sum_j weights[j] z_j."""
     from p2pfed.aggregation import kernels  # noqa: PLC0415 - loads numba
 
-    total = np.empty(CHUNK_PARAMETERS, dtype=np.float64)
-    for part in inputs.chunks():
-        own = inputs.own[part]
-        sums = total[: own.shape[0]]
-        sums[:] = 0.0
-        for neighbour in inputs.neighbours:
-            weight = weights[neighbour.name]
-            if weight:
-                kernels.add_scaled_difference(sums, own, neighbour.vector[part], weight)
-        kernels.add_to(own, sums, inputs.out[part])
+    models = inputs.models()
+    shares = np.array([weights[name] for name in inputs.names])
+
+    def part(start: int, stop: int) -> None:
+        kernels.combine(inputs.own, models, shares, start, stop, inputs.out)
+
+    inputs.over_parts(part)
 
 
 def _mean(inputs: _Inputs) -> Outcome:
@@ -195,37 +219,23 @@ def _clipped_gossip(inputs: _Inputs) -> Outcome:
     return _clip(inputs, "clipped_gossip", distances, threshold)
 
 
-def _rows(inputs: _Inputs) -> Iterator[tuple[slice, npt.NDArray[np.float32], dict[str, float]]]:
-    """Chunks of {y, y_1..y_k} as rows of one small array, with this chunk's squared distances.
-
-    The rows may be overwritten; they are filled anew for each chunk.
-    """
-    from p2pfed.aggregation import kernels  # noqa: PLC0415 - loads numba
-
-    rows = np.empty((len(inputs.neighbours) + 1, CHUNK_PARAMETERS), dtype=np.float32)
-    for part in inputs.chunks():
-        count = part.stop - part.start
-        rows[0, :count] = inputs.own[part]
-        squares: dict[str, float] = {}
-        for row, neighbour in zip(rows[1:], inputs.neighbours, strict=True):
-            row[:count] = neighbour.vector[part]
-            squares[neighbour.name] = kernels.squared_distance(rows[0, :count], row[:count])
-        yield part, rows, squares
-
-
 def _order_statistic(inputs: _Inputs, rule: str, first: int, last: int) -> Outcome:
     """Per coordinate, the mean of ranks ``first`` to ``last`` among {y, y_1..y_k}."""
     from p2pfed.aggregation import kernels  # noqa: PLC0415 - loads numba
 
-    network = selection_network(len(inputs.neighbours) + 1, first, last)
-    totals = dict.fromkeys((n.name for n in inputs.neighbours), 0.0)
-    for part, rows, squares in _rows(inputs):
-        for name, square in squares.items():
-            totals[name] += square
-        kernels.compare_and_exchange(rows, network, part.stop - part.start)
-        kernels.mean_of_rows(rows, first, last, inputs.out[part])
-    share = 1.0 / (len(inputs.neighbours) + 1)
-    return Outcome(rule, dict.fromkeys(totals, share), _roots(inputs, totals))
+    count = len(inputs.neighbours) + 1
+    network = selection_network(count, first, last)
+    models = inputs.models()
+
+    def part(start: int, stop: int) -> Wide:
+        squares = np.zeros(count - 1)
+        kernels.order_statistic(
+            inputs.own, models, network, (first, last), start, stop, inputs.out, squares
+        )
+        return squares
+
+    distances = _roots(inputs, sum(inputs.over_parts(part), np.zeros(count - 1)))
+    return Outcome(rule, dict.fromkeys(distances, 1.0 / count), distances)
 
 
 def _coordinate_median(inputs: _Inputs) -> Outcome:
@@ -249,32 +259,30 @@ def _geometric_median(inputs: _Inputs) -> Outcome:
     """
     from p2pfed.aggregation import kernels  # noqa: PLC0415 - loads numba
 
-    names = [neighbour.name for neighbour in inputs.neighbours]
-    count = len(names) + 1
-    network = selection_network(count, (count - 1) // 2, count // 2)
-    totals = dict.fromkeys(names, 0.0)
+    count = len(inputs.neighbours) + 1
+    distances = _order_statistic(inputs, "geometric_median", (count - 1) // 2, count // 2).distances
+    models = inputs.models()
+
+    def part(start: int, stop: int) -> tuple[Wide, Wide]:
+        products, to_median = np.zeros((count - 1, count - 1)), np.zeros(count)
+        median = inputs.out
+        kernels.inner_products(inputs.own, models, start, stop, products)
+        kernels.squared_distances(median, models, start, stop, to_median[1:])
+        to_median[0] = kernels.squared_distance(inputs.own[start:stop], median[start:stop])
+        return products, to_median
+
+    parts = inputs.over_parts(part)
     products = np.zeros((count, count))  # of z_0 = 0, z_1..z_k
-    to_median = np.zeros(count)
-    median = np.empty(CHUNK_PARAMETERS, dtype=np.float32)
-    for part, rows, squares in _rows(inputs):
-        width = part.stop - part.start
-        for name, square in squares.items():
-            totals[name] += square
-        values = rows[:, :width].astype(np.float64)
-        differences = values - values[0]
-        products += differences @ differences.T
-        kernels.compare_and_exchange(rows, network, width)
-        kernels.mean_of_rows(rows, (count - 1) // 2, count // 2, median[:width])
-        to_median += np.square(values - median[:width]).sum(axis=1)
-    distances = _roots(inputs, totals)
-    squared = to_median
+    upper = sum((one for one, _ in parts), np.zeros((count - 1, count - 1)))
+    products[1:, 1:] = upper + np.triu(upper, 1).T
+    squared = sum((other for _, other in parts), np.zeros(count))
     for _ in range(WEISZFELD_STEPS):
         inverse = 1.0 / np.maximum(np.sqrt(np.maximum(squared, 0.0)), WEISZFELD_FLOOR)
         weights = inverse / inverse.sum()
         # ||z_i - sum_j w_j z_j||^2
         cross = products @ weights
         squared = np.diag(products) - 2 * cross + weights @ cross
-    effective = dict(zip(names, weights[1:].tolist(), strict=True))
+    effective = dict(zip(inputs.names, weights[1:].tolist(), strict=True))
     _combine(inputs, effective)
     return Outcome("geometric_median", effective, distances)
 

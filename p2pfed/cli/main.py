@@ -12,8 +12,8 @@ import typer
 from typer.core import TyperGroup
 
 from p2pfed import __version__
-from p2pfed.daemon.control_link import LONG_TIMEOUT_SECONDS, DaemonLink
 from p2pfed.cli.site_choice import ConfigOption, choose_config
+from p2pfed.daemon.control_link import LONG_TIMEOUT_SECONDS, DaemonLink
 from p2pfed.errors import ControlTimeoutError, ExitCode, NotRunningError, P2pfedError
 
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it

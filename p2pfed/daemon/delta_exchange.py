@@ -16,7 +16,13 @@ import structlog
 import trio
 
 from p2pfed.daemon.transport import Stream, Transport
-from p2pfed.errors import MalformedMessageError, RemoteProtocolError, TransportError
+from p2pfed.errors import (
+    AuthenticationError,
+    MalformedMessageError,
+    RemoteProtocolError,
+    TransportError,
+)
+from p2pfed.keys import peer_id_from_public_key
 from p2pfed.protocol import limits
 from p2pfed.protocol.codecs import get_codec
 from p2pfed.protocol.envelope import ChunkOpener, Offer, check_payload_shape, sealed_chunk_bytes
@@ -263,6 +269,9 @@ class DeltaReceiver:
         body = await _receive_frame(stream, limits.MAX_OFFER_BYTES, CHUNK_TIMEOUT_SECONDS)
         offer = Offer.decode(body)
         header = offer.signed.header
+        if peer_id_from_public_key(header.sender) != stream.peer_id:
+            # Or it could sign for each neighbour with another key, and never contradict itself.
+            raise AuthenticationError("it offers an envelope that it did not sign itself")
         check_payload_shape(header, self._dimension)
         code, detail = self._handler.decide(stream.peer_id, offer)
         if code is not AnswerCode.SEND:

@@ -8,13 +8,13 @@ heartbeats and the small messages of the protocol until it fails and is made aga
 import math
 import random
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from dataclasses import replace
 
 import structlog
 import trio
 
 from p2pfed.daemon.addresses import AddressBook
+from p2pfed.daemon.link_state import Link, LinkHandler, LinkState
 from p2pfed.daemon.transport import Stream, Transport
 from p2pfed.errors import (
     IncompatiblePeerError,
@@ -54,74 +54,6 @@ OUTGOING_MESSAGES = 256  # queued for a slow neighbour; more are dropped
 GOODBYE_TIMEOUT_SECONDS = 2.0
 ROUND_TRIP_GAIN = 0.125  # RFC 6298, section 2
 
-LinkPhase = Literal["connected", "dialling", "waiting", "refused"]
-
-
-@dataclass(frozen=True, slots=True)
-class LinkState:
-    """What an operator wants to know of a link; times are on trio's clock."""
-
-    phase: LinkPhase = "waiting"
-    since_seconds: float = 0.0
-    address: str | None = None
-    direction: str | None = None
-    round_trip_seconds: float | None = None
-    round_number: int | None = None
-    remote_phase: str | None = None
-    last_error: str | None = None
-    attempts: int = 0
-    refusal: str | None = None
-    software: str | None = None
-    offences: int = 0  # times it broke the protocol; it is dialled again slowly after each
-
-
-class LinkHandler(Protocol):
-    """What the links need of the daemon; every call is made on the trio thread."""
-
-    def local_hello(self) -> Hello: ...
-
-    def check_hello(self, peer_id: str, hello: Hello) -> Refusal | None:
-        """Whether the neighbour is of the same federation, with the same files."""
-
-    def link_up(self, peer_id: str, hello: Hello) -> None: ...
-
-    def link_down(self, peer_id: str, reason: str) -> None: ...
-
-    def heard(self, peer_id: str, message: Message) -> None:
-        """A message that is not about the link itself.
-
-        :raises RemoteProtocolError: it is not acceptable; the link is dropped.
-        """
-
-
-class _Link:
-    """The state of one neighbour's link."""
-
-    def __init__(self, peer_id: str, name: str) -> None:
-        self.peer_id = peer_id
-        self.name = name
-        self.state = LinkState(since_seconds=trio.current_time())
-        self.nudge = trio.Event()
-        self.ended = trio.Event()
-        self.outgoing: trio.MemorySendChannel[Message] | None = None
-        self.encryption_key: bytes | None = None
-        self.scope = trio.CancelScope()
-        self.control: trio.CancelScope | None = None
-        self.superseded = False
-        self.retry_at_once = False
-        self.carried = False
-        self.offended = False
-        self.opened_here = False
-        self.pings: dict[int, tuple[float, trio.Event]] = {}
-        self.next_token = 0
-        self.heard_at_seconds = trio.current_time()
-        self.received_bytes = 0
-
-    def change(self, phase: LinkPhase, **changes: object) -> None:
-        if phase != self.state.phase:
-            changes["since_seconds"] = trio.current_time()
-        self.state = replace(self.state, phase=phase, **changes)  # type: ignore[arg-type]
-
 
 class Links:
     """All links of one daemon.
@@ -143,7 +75,7 @@ class Links:
         self._book = book
         self._handler = handler
         self._random = generator
-        self._links: dict[str, _Link] = {}
+        self._links: dict[str, Link] = {}
         self._wanted: dict[str, str] = {}
         self._nursery: trio.Nursery | None = None
         self._stopping = False
@@ -164,7 +96,7 @@ class Links:
         for peer_id in set(self._links) - set(names):
             self._links.pop(peer_id).scope.cancel()
         for peer_id in set(names) - set(self._links):
-            link = self._links[peer_id] = _Link(peer_id, names[peer_id])
+            link = self._links[peer_id] = Link(peer_id, names[peer_id])
             self._nursery.start_soon(self._supervise, link)
 
     def state(self, peer_id: str) -> LinkState | None:
@@ -238,7 +170,7 @@ class Links:
             for peer_id in linked:
                 await self._links[peer_id].ended.wait()
 
-    async def _supervise(self, link: _Link) -> None:
+    async def _supervise(self, link: Link) -> None:
         with link.scope:
             pause_seconds = FIRST_RETRY_SECONDS
             await self._give_head_start(link)
@@ -266,7 +198,7 @@ class Links:
         if not self._stopping:
             await self._transport.drop(link.peer_id, "no longer a neighbour")
 
-    async def _give_head_start(self, link: _Link) -> None:
+    async def _give_head_start(self, link: Link) -> None:
         """Let the peer with the lower id dial first; news of addresses do not cut this short."""
         if self._own_peer_id < link.peer_id:
             return
@@ -274,7 +206,7 @@ class Links:
             while self._transport.path(link.peer_id) is None:
                 await self._wait(link, DIAL_HEAD_START_SECONDS)
 
-    async def _wait(self, link: _Link, seconds: float) -> None:
+    async def _wait(self, link: Link, seconds: float) -> None:
         """Pause, unless a nudge or an incoming link makes it pointless.
 
         A nudge from before the pause does not count: every connection brings one, and a
@@ -284,7 +216,7 @@ class Links:
         with trio.move_on_after(seconds):
             await link.nudge.wait()
 
-    async def _dial(self, link: _Link) -> None:
+    async def _dial(self, link: Link) -> None:
         addresses = self._book.addresses(link.peer_id)
         if not addresses:
             link.change("waiting", last_error="no address is known; waiting to be dialled")
@@ -305,7 +237,7 @@ class Links:
         if link.state.phase == "dialling":
             link.change("waiting")
 
-    async def _open_control(self, link: _Link) -> None:
+    async def _open_control(self, link: Link) -> None:
         path = self._transport.path(link.peer_id)
         if path is not None and path.direction == "inbound":
             # The dialler opens the control stream; this end only waits for it.
@@ -354,7 +286,7 @@ class Links:
         link.opened_here = False
         await self._serve(link, stream)
 
-    async def _serve(self, link: _Link, stream: Stream) -> None:
+    async def _serve(self, link: Link, stream: Stream) -> None:
         """Say hello, then carry messages until the link ends."""
         link.ended = trio.Event()
         link.control = scope = trio.CancelScope()
@@ -408,7 +340,7 @@ class Links:
             link.control = None
             link.ended.set()
 
-    async def _handshake(self, link: _Link, stream: Stream, reader: FrameReader) -> Hello:
+    async def _handshake(self, link: Link, stream: Stream, reader: FrameReader) -> Hello:
         """Exchange hellos.
 
         :raises IncompatiblePeerError: either end refuses the other; both then know why.
@@ -431,7 +363,7 @@ class Links:
             raise IncompatiblePeerError(refusal.detail)
         return first
 
-    def _check(self, link: _Link, hello: Hello) -> Refusal | None:
+    def _check(self, link: Link, hello: Hello) -> Refusal | None:
         if hello.version != limits.PROTOCOL_VERSION:
             return Refusal(
                 RefusalCode.OTHER_VERSION,
@@ -465,7 +397,7 @@ class Links:
             except TransportError:
                 return
 
-    def _establish(self, link: _Link, hello: Hello) -> trio.MemoryReceiveChannel[Message]:
+    def _establish(self, link: Link, hello: Hello) -> trio.MemoryReceiveChannel[Message]:
         """Mark the link as up and give it its bounded queue."""
         path = self._transport.path(link.peer_id)
         link.heard_at_seconds = trio.current_time()
@@ -488,7 +420,7 @@ class Links:
 
     async def _carry(
         self,
-        link: _Link,
+        link: Link,
         stream: Stream,
         reader: FrameReader,
         outgoing: trio.MemoryReceiveChannel[Message],
@@ -522,7 +454,7 @@ class Links:
                 await trio.sleep(GOODBYE_TIMEOUT_SECONDS)
                 raise TransportError("this daemon stops")
 
-    async def _read(self, link: _Link, stream: Stream, reader: FrameReader) -> None:
+    async def _read(self, link: Link, stream: Stream, reader: FrameReader) -> None:
         while True:
             message = await self._next(stream, reader)
             link.heard_at_seconds = trio.current_time()
@@ -544,14 +476,14 @@ class Links:
                 case _:
                     self._handler.heard(link.peer_id, message)
 
-    def _new_token(self, link: _Link, answered: trio.Event) -> int:
+    def _new_token(self, link: Link, answered: trio.Event) -> int:
         link.next_token = (link.next_token + 1) % 2**32
         link.pings[link.next_token] = (trio.current_time(), answered)
         while len(link.pings) > math.ceil(LINK_TIMEOUT_SECONDS / HEARTBEAT_SECONDS) + 1:
             del link.pings[next(iter(link.pings))]
         return link.next_token
 
-    def _take_reply(self, link: _Link, reply: HeartbeatReply) -> None:
+    def _take_reply(self, link: Link, reply: HeartbeatReply) -> None:
         sent_at, answered = link.pings.pop(reply.token, (None, None))
         if sent_at is None or answered is None:
             return  # a reply to a heartbeat that was given up
@@ -566,7 +498,7 @@ class Links:
             remote_phase=reply.phase,
         )
 
-    async def _beat(self, link: _Link) -> None:
+    async def _beat(self, link: Link) -> None:
         """Send heartbeats; end the link when nothing at all comes back.
 
         Bytes of a bulk transfer count as life: on a slow link they keep heartbeats waiting.

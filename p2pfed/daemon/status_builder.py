@@ -7,7 +7,8 @@ import trio
 from p2pfed import __version__
 from p2pfed.config import Site
 from p2pfed.daemon.health import health_of
-from p2pfed.daemon.links import Links, LinkState
+from p2pfed.daemon.link_state import LinkState
+from p2pfed.daemon.links import Links
 from p2pfed.daemon.runtime import NeighbourCounts, Runtime
 from p2pfed.daemon.status import (
     ModelStatus,

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from p2pfed.daemon.control_link import DaemonLink
 from p2pfed.config import Site
+from p2pfed.daemon.control_link import DaemonLink
 from p2pfed.daemon.status import Status
 from p2pfed.errors import ControlError, P2pfedError
 

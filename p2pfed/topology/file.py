@@ -22,6 +22,7 @@ MAX_INTEGER = 2**63 - 1  # TOML promises no more, and the digest holds no more
 MAX_OPTIONS_DEPTH = 16  # tables within tables
 MAX_HOST_CHARACTERS = 253  # RFC 1035, section 2.3.4, as text
 MAX_ROUNDS = 2**40  # the largest round number that a header carries
+DEFAULT_REWIRING = 0.1
 PLACEHOLDER_KEY = "ed25519:PASTE-THE-PEER-BLOCK-THAT-P2PFED-INIT-PRINTED"
 _HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")  # RFC 1123, section 2.1
 
@@ -213,7 +214,11 @@ GRAPH_KEYS: dict[str, dict[str, bool]] = {
 class Graph(Settings):
     """Which sites are neighbours. Generators number the peers in the file's order."""
 
-    kind: GraphKind = field("How the edges are given.", reload=True)
+    kind: GraphKind = field(
+        "How the edges are given: explicit, or the name of a generator. A reload changes it, but "
+        "not between a graph that stays and one that varies with the round.",
+        reload=True,
+    )
     edges: Annotated[
         tuple[Annotated[tuple[str, str], BeforeValidator(_as_tuple)], ...] | None,
         BeforeValidator(_as_tuple),
@@ -226,7 +231,7 @@ class Graph(Settings):
         lt=MAX_PEERS,
     )
     rewiring: Number | None = field(
-        "small_world: probability that an edge is rewired; default 0.1.",
+        f"small_world: probability that an edge is rewired; default {DEFAULT_REWIRING}.",
         reload=True,
         default=None,
         ge=0.0,

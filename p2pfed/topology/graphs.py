@@ -5,13 +5,13 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from p2pfed.topology.file import Graph
+from p2pfed.topology.file import DEFAULT_REWIRING, Graph
 
 if TYPE_CHECKING:
     import networkx as nx
 
 TIME_VARYING = ("one_peer_exponential", "random_per_round")
-DEFAULT_REWIRING = 0.1
+SAMPLED_ROUNDS = 32  # of a graph that never repeats
 
 
 def build_graph(
@@ -43,10 +43,7 @@ def build_graph(
         case "random_regular":
             graph = _random_regular(count, settings, settings.seed or 0)
         case "small_world":
-            rewiring = DEFAULT_REWIRING if settings.rewiring is None else settings.rewiring
-            graph = nx.connected_watts_strogatz_graph(
-                count, settings.degree, rewiring, seed=settings.seed or 0
-            )
+            graph = _small_world(count, settings)
         case "one_peer_exponential":
             graph = _one_peer_exponential(count, round_number)
         case "random_per_round":
@@ -57,11 +54,11 @@ def build_graph(
 
 
 def period(names: Sequence[str], settings: Graph) -> int:
-    """After how many rounds the graph repeats; 1 where it does not vary, and a sample of 32
-    rounds where it never does."""
+    """After how many rounds the graph repeats; 1 where it does not vary, and
+    ``SAMPLED_ROUNDS`` where it never does."""
     if settings.kind == "one_peer_exponential":
         return max(1, (len(names) - 1).bit_length())
-    return 32 if settings.kind == "random_per_round" else 1
+    return SAMPLED_ROUNDS if settings.kind == "random_per_round" else 1
 
 
 def circulant(count: int, offsets: Sequence[int]) -> "nx.Graph":
@@ -95,6 +92,20 @@ def _random_regular(count: int, settings: Graph, seed: int) -> "nx.Graph":
             "of peers, and their product even"
         )
     return nx.random_regular_graph(degree, count, seed=seed)
+
+
+def _small_world(count: int, settings: Graph) -> "nx.Graph":
+    """Watts, Strogatz 1998, drawn again until it is connected."""
+    import networkx as nx  # noqa: PLC0415
+
+    degree = settings.degree or 0
+    if degree % 2 or not 2 <= degree < count:
+        raise ValueError(
+            f"no small world over {count} peers has degree {degree}: degree must be even, at "
+            "least 2, and below the number of peers"
+        )
+    rewiring = DEFAULT_REWIRING if settings.rewiring is None else settings.rewiring
+    return nx.connected_watts_strogatz_graph(count, degree, rewiring, seed=settings.seed or 0)
 
 
 def _one_peer_exponential(count: int, round_number: int) -> "nx.Graph":

@@ -9,7 +9,8 @@ import trio
 from scripted_network import ScriptedNetwork, ScriptedTransport, address_of
 
 from p2pfed.daemon.addresses import AddressBook
-from p2pfed.daemon.links import Links, LinkState
+from p2pfed.daemon.link_state import LinkState
+from p2pfed.daemon.links import Links
 from p2pfed.daemon.transport import Stream
 from p2pfed.errors import TransportError
 from p2pfed.keys import Identity
