@@ -14,7 +14,7 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
-@compiled
+@compiled()
 def quantise(
     model: npt.NDArray[np.float32],
     base: npt.NDArray[np.float32],
@@ -68,7 +68,7 @@ def quantise(
     return total
 
 
-@compiled
+@compiled()
 def dequantise_add(
     scales: npt.NDArray[np.float32],
     codes: npt.NDArray[np.int8],

@@ -254,4 +254,4 @@ def test_kernels_compile_where_no_cache_can_be_written(monkeypatch: pytest.Monke
     def double(value: int) -> int:
         return 2 * value
 
-    assert compiled(double)(21) == 42
+    assert compiled()(double)(21) == 42

@@ -1,5 +1,6 @@
 """Headers, messages, certificates: what is taken, and what is refused."""
 
+import contextlib
 import dataclasses
 import tracemalloc
 from collections.abc import Callable
@@ -129,10 +130,8 @@ def test_a_changed_message_is_never_taken_for_the_same(message: Message, data: A
     position = data.draw(st.integers(0, len(body) - 1))
     flipped = data.draw(st.integers(1, 255))
     changed = body[:position] + bytes([body[position] ^ flipped]) + body[position + 1 :]
-    try:
+    with contextlib.suppress(MalformedMessageError):
         assert decode_message(changed) != message
-    except MalformedMessageError:
-        pass
 
 
 def test_a_long_frame_is_refused_by_its_length_alone() -> None:

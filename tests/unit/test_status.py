@@ -1,0 +1,133 @@
+"""The status: its JSON, its health, its table, its metrics, its page."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from status_samples import neighbour, status
+
+import p2pfed.cli
+from p2pfed.cli.status_view import duration, render, size
+from p2pfed.daemon import metrics
+from p2pfed.daemon.health import health_of
+from p2pfed.daemon.status import HealthLine, Status
+
+
+def test_the_json_is_the_whole_status_and_comes_back() -> None:
+    sample = status(health=[HealthLine("warning", "a", "b")])
+    document = json.loads(json.dumps(sample.to_json()))
+    assert document["schema_version"] == 1
+    assert Status.from_json(document) == sample
+
+
+def test_keys_of_a_newer_daemon_are_ignored() -> None:
+    document = status().to_json()
+    document["invented"] = document["site"]["invented"] = 1
+    document["neighbours"][0]["invented"] = 1
+    assert Status.from_json(document) == status()
+
+
+def fields_of(kind: Any, prefix: str = "") -> list[str]:
+    found = []
+    for field in dataclasses.fields(kind):
+        value = getattr(kind, field.name)
+        inner = value[0] if isinstance(value, list) and value else value
+        if dataclasses.is_dataclass(inner):
+            found += fields_of(inner, f"{prefix}{field.name}.")
+        else:
+            found.append(f"{prefix}{field.name}")
+    return found
+
+
+def test_every_field_is_documented() -> None:
+    page = (Path(p2pfed.cli.__file__).parent / "STATUS.md").read_text()
+    sample = status(health=[HealthLine("warning", "a", "b")])
+    for name in fields_of(sample):
+        assert f"`{name}`" in page, name
+
+
+def health(**changes: Any) -> list[HealthLine]:
+    return health_of(status(**changes))
+
+
+def test_a_site_where_all_is_well_has_no_health_line() -> None:
+    assert health() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "severity", "says", "command"),
+    [
+        ({"refusal": "the topology file differs"}, "error", "differs", "p2pfed config check"),
+        ({"quarantined": True}, "error", "two different deltas", "p2pfed log"),
+        ({"state": "dialling", "last_error": "timed out"}, "warning", "timed out", "ping beta"),
+        ({"round_trip_seconds": 3.0}, "warning", "answers slowly", "ping beta"),
+        ({"round": 2}, "warning", "5 rounds behind", "ping beta"),
+    ],
+)
+def test_each_trouble_of_a_neighbour_names_the_command_to_run(
+    changes: dict[str, Any], severity: str, says: str, command: str
+) -> None:
+    line = health(neighbours=[neighbour(**changes), neighbour("gamma")])[0]
+    assert line.severity == severity
+    assert line.problem.startswith("beta")
+    assert says in line.problem
+    assert command in line.command
+
+
+def test_a_site_that_is_alone_is_in_error() -> None:
+    lines = health(neighbours=[neighbour(state="waiting")])
+    assert lines[0] == HealthLine(
+        "error", "no neighbour is connected; this site is alone", "p2pfed peers"
+    )
+
+
+def test_a_missing_quorum_and_a_failing_trainer_are_errors() -> None:
+    sample = status()
+    waiting = dataclasses.replace(sample.round, deadline_in_seconds=-3.0)
+    assert "lacks its quorum: 2 of 3" in health(round=waiting)[0].problem
+    failed = dataclasses.replace(sample.trainer, state="failed", last_error="CUDA fault")
+    [line] = health(trainer=failed)
+    assert line.severity == "error"
+    assert "CUDA fault" in line.problem
+    assert not status(health=[line]).healthy
+
+
+def text_of(sample: Status) -> str:
+    console = Console(width=160, record=True, file=None, quiet=False)
+    with console.capture() as capture:
+        console.print(render(sample))
+    return capture.get()
+
+
+def test_the_table_shows_what_an_operator_looks_for() -> None:
+    text = text_of(status(health=[HealthLine("error", "beta is gone", "p2pfed ping beta")]))
+    for expected in (
+        "7 of 50", "collecting", "2 of 3 neighbours", "efefefefefef", "auc 0.850", "beta",
+        "12 ms", "0.250", "1.5 MB", "999 B", "beta is gone", "run: p2pfed ping beta",
+    ):  # fmt: skip
+        assert expected in text, expected
+    assert "healthy" in text_of(status())
+
+
+def test_sizes_and_durations_are_short() -> None:
+    assert [size(n) for n in (0, 999, 1000, 1_500_000, 2 * 10**12)] == [
+        "0 B", "999 B", "1.0 kB", "1.5 MB", "2000.0 GB",
+    ]  # fmt: skip
+    assert [duration(s) for s in (0.25, 41, 180, 7300, 200_000)] == [
+        "0.2 s", "41 s", "3 min", "2 h", "2 d",
+    ]  # fmt: skip
+
+
+def test_the_metrics_carry_the_status() -> None:
+    text = metrics.render(status).decode()
+    for expected in (
+        "p2pfed_round 7.0",
+        "p2pfed_healthy 1.0",
+        'p2pfed_metric{name="auc",when="after"} 0.85',
+        'p2pfed_neighbour_sent_bytes_total{site="beta"} 1.5e+06',
+        'p2pfed_round_seconds{phase="training"} 0.5',
+    ):
+        assert expected in text, expected
