@@ -8,8 +8,9 @@ addition; nothing else is relaxed, and what is not finite stays so.
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 from numba.typed import List
+
+from p2pfed.protocol.compiled import compiled
 
 Vector = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
@@ -26,7 +27,7 @@ def as_list(vectors: list[Vector]) -> "List[Vector]":
     return result
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc"})  # type: ignore[untyped-decorator]
+@compiled(fastmath={"reassoc"})
 def squared_distance(own: Vector, other: Vector) -> float:
     """The sum of (other - own)^2 in float64, shape (n,) each.
 
@@ -39,7 +40,7 @@ def squared_distance(own: Vector, other: Vector) -> float:
     return total
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def squared_distances(
     own: Vector, others: "List[Vector]", start: int, stop: int, squares: Wide
 ) -> None:
@@ -51,14 +52,14 @@ def squared_distances(
             squares[j] += squared_distance(mine, others[j][low:high])
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def add_scaled_difference(total: Wide, own: Vector, other: Vector, weight: float) -> None:
     """total += weight * (other - own), in float64, shape (n,)."""
     for i in range(own.shape[0]):
         total[i] += weight * (np.float64(other[i]) - np.float64(own[i]))
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def combine(
     own: Vector, others: "List[Vector]", weights: Wide, start: int, stop: int, out: Vector
 ) -> None:
@@ -75,7 +76,7 @@ def combine(
             out[low + i] = np.float32(np.float64(mine[i]) + sums[i])
 
 
-@njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})  # type: ignore[untyped-decorator]
+@compiled(fastmath={"nnan", "nsz"})
 def compare_and_exchange(low: Vector, high: Vector) -> None:
     """Leave the smaller of each pair in ``low`` and the larger in ``high``, shape (n,).
 
@@ -88,7 +89,7 @@ def compare_and_exchange(low: Vector, high: Vector) -> None:
         high[i] = b if a < b else a
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def order_statistic(
     own: Vector,
     others: "List[Vector]",
@@ -126,7 +127,7 @@ def order_statistic(
                 out[begin + i] = np.float32(total / (last - first + 1))
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc"})  # type: ignore[untyped-decorator]
+@compiled(fastmath={"reassoc"})
 def inner_product(own: Vector, one: Vector, other: Vector) -> float:
     """The sum of (one - own) (other - own) in float64, shape (n,) each."""
     total = 0.0
@@ -136,7 +137,7 @@ def inner_product(own: Vector, one: Vector, other: Vector) -> float:
     return total
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def inner_products(
     own: Vector, others: "List[Vector]", start: int, stop: int, products: Wide
 ) -> None:

@@ -7,18 +7,20 @@ exit code that the command line then ends with.
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import trio
-from hypercorn.config import Config
+from hypercorn.config import Config, Sockets
 from hypercorn.trio import serve
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Send
 
 from p2pfed.daemon import metrics
 from p2pfed.daemon.durable_files import make_private_directory
@@ -108,10 +110,10 @@ def control_app(operations: Operations) -> Starlette:
     async def log(request: Request) -> Response:
         follow = request.query_params.get("follow") == "1"
         lines = _follow_log(operations.recent) if follow else _recent(operations.recent)
-        return StreamingResponse(lines, media_type="application/x-ndjson")
+        return _Lines(lines, media_type="application/x-ndjson")
 
     async def events(_: Request) -> Response:
-        return StreamingResponse(_follow_status(operations), media_type="application/x-ndjson")
+        return _Lines(_follow_status(operations), media_type="application/x-ndjson")
 
     async def scrape(_: Request) -> Response:
         return Response(metrics.render(operations.status), media_type="text/plain; version=0.0.4")
@@ -132,6 +134,16 @@ def control_app(operations: Operations) -> Starlette:
     )
 
 
+class _Lines(StreamingResponse):
+    """A stream whose source is closed when its reader goes, not whenever it is collected."""
+
+    async def stream_response(self, send: Send) -> None:
+        source = self.body_iterator
+        assert isinstance(source, AsyncGenerator)  # noqa: S101 - all of ours are
+        async with aclosing(source):
+            await super().stream_response(send)
+
+
 async def _failed(_: Request, error: Exception) -> Response:
     code = error.exit_code if isinstance(error, P2pfedError) else ExitCode.FAILED
     return JSONResponse({"error": str(error), "exit_code": int(code)}, status_code=409)
@@ -139,10 +151,11 @@ async def _failed(_: Request, error: Exception) -> Response:
 
 async def _field(request: Request, name: str) -> str:
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            raise ControlError(f"the request is longer than {MAX_BODY_BYTES} bytes")
+    async with aclosing(request.stream()) as parts:
+        async for part in parts:
+            body += part
+            if len(body) > MAX_BODY_BYTES:
+                raise ControlError(f"the request is longer than {MAX_BODY_BYTES} bytes")
     try:
         value = json.loads(body)[name]
     except (ValueError, KeyError, TypeError):
@@ -223,15 +236,24 @@ async def serve_control(
 
     :raises ControlError: the socket or the metrics address cannot be listened on.
     """
-    listener = bind_socket(path)
-    try:
+    with ExitStack() as held:
+        control = held.enter_context(bind_socket(path))
+        held.callback(path.unlink, missing_ok=True)
         async with trio.open_nursery() as nursery:
-            await nursery.start(_serve, control_app(operations), f"fd://{listener.fileno()}")
+            await nursery.start(_serve, control_app(operations), control)
             if metrics_address:
-                await nursery.start(_serve, _metrics_app(operations), metrics_address)
+                metrics_socket = held.enter_context(_bind_tcp(metrics_address))
+                await nursery.start(_serve, _metrics_app(operations), metrics_socket)
             task_status.started()
-    finally:
-        path.unlink(missing_ok=True)
+
+
+def _bind_tcp(address: str) -> socket.socket:
+    """:raises ControlError: ``host:port`` cannot be listened on."""
+    host, _, port = address.rpartition(":")
+    try:
+        return socket.create_server((host.strip("[]"), int(port)))
+    except OSError as error:
+        raise ControlError(f"metrics.address {address}: {error.strerror}") from error
 
 
 def _metrics_app(operations: Operations) -> Starlette:
@@ -241,16 +263,27 @@ def _metrics_app(operations: Operations) -> Starlette:
     return Starlette(routes=[Route("/metrics", scrape)])
 
 
+class _GivenSocket(Config):  # type: ignore[misc]
+    """Serves a socket that was made, and is closed, by its owner; a trainer process inherits
+    none of it."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        super().__init__()
+        self._listener = listener
+        self.accesslog = None
+        self.errorlog = None
+        self.graceful_timeout = SHUTDOWN_SECONDS
+
+    def create_sockets(self) -> Sockets:
+        return Sockets([], [self._listener], [])
+
+
 async def _serve(
-    app: Starlette, bind: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    app: Starlette,
+    listener: socket.socket,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    config = Config()
-    config.bind = [bind]
-    config.accesslog = None
-    config.errorlog = None
-    config.graceful_timeout = SHUTDOWN_SECONDS
+    listener.setblocking(False)
     forever: Callable[[], Awaitable[Any]] = trio.sleep_forever
-    try:
-        await serve(app, config, shutdown_trigger=forever, task_status=task_status)
-    except OSError as error:
-        raise ControlError(f"cannot listen on {bind}: {error.strerror}") from error
+    await serve(app, _GivenSocket(listener), shutdown_trigger=forever, task_status=task_status)

@@ -51,15 +51,18 @@ class DaemonLink:
         body: dict[str, Any] | None = None,
         timeout_seconds: float = ANSWER_TIMEOUT_SECONDS,
     ) -> Any:
-        return self._call("POST", target, body or {}, timeout_seconds)
+        return self._call("POST", target, body, timeout_seconds)
 
     def _call(
         self, method: str, target: str, body: dict[str, Any] | None, timeout_seconds: float
     ) -> Any:
-        encoded = json.dumps(body) if body is not None else None
+        encoded = json.dumps(body) if body else None
         connection = _UnixConnection(self._path, timeout_seconds)
         try:
-            connection.request(method, target, encoded)
+            try:
+                connection.request(method, target, encoded)
+            except BrokenPipeError:
+                pass  # it answered before it had read everything; the answer says why
             response = connection.getresponse()
             text = response.read()
         except (FileNotFoundError, ConnectionRefusedError):

@@ -27,8 +27,13 @@ class _InboundSocket(TrioTCPStream):  # type: ignore[misc]
         super().__init__(stream)
         self.authenticated = False
         self.ended = trio.CancelScope()
-        self.host = str(stream.socket.getpeername()[0])
+        # The library knows IPv4 addresses only.
+        self._remote: tuple[str, int] = stream.socket.getpeername()[:2]
+        self.host = str(self._remote[0])
         self._left_bytes = UNAUTHENTICATED_BYTES
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return self._remote
 
     async def read(self, n: int | None = None) -> bytes:
         if self.authenticated:

@@ -135,6 +135,7 @@ class Libp2pTransport(Transport):
         self._protocols = Multiselect()
         self._open_inbound: Counter[str] = Counter()
         self._links: dict[str, _Link] = {}
+        self._dialling: dict[str, str] = {}
         self._stamps: dict[object, tuple[SwarmConn, float]] = {}
         self._nursery: trio.Nursery | None = None
         self.sent: Counter[str] = Counter()
@@ -218,6 +219,7 @@ class Libp2pTransport(Transport):
         if peer_id not in self._roster:
             raise TransportError(f"{address}: {peer_id} is not in the topology file")
         failure = f"no answer within {timeout_seconds:g} s"
+        self._dialling[peer_id] = address
         with trio.move_on_after(timeout_seconds):
             try:
                 await self._network.dial_addr(multiaddr.Multiaddr(address), ID.from_string(peer_id))
@@ -317,8 +319,10 @@ class Libp2pTransport(Transport):
             await self._kill(connection)
             return
         direction: Direction = "outbound" if connection.muxed_conn.is_initiator else "inbound"
-        addresses = connection.get_transport_addresses()
-        address = str(addresses[0]) if addresses else "unknown"
+        if direction == "outbound":
+            address = self._dialling[peer_id]
+        else:
+            address = str(connection.get_transport_addresses()[0])
         new = _Link(connection, ConnectionPath(address, direction, trio.current_time()))
         known = self._links.get(peer_id)
         if known is not None and not self._replaces(peer_id, known, new):

@@ -94,6 +94,11 @@ class Membership:
     def check_hello(self, peer_id: str, hello: Hello) -> Refusal | None:
         """Compare what must be the same everywhere, the most telling first."""
         mine, name = self.local_hello(), self.name_of(peer_id)
+        if name in self._runtime.engine.quarantined:
+            return Refusal(
+                RefusalCode.QUARANTINED,
+                f"{name} signed two different deltas for one round; {self._own_name} has the proof",
+            )
         if hello.federation_name != mine.federation_name:
             return Refusal(
                 RefusalCode.OTHER_FEDERATION,

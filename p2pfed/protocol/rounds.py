@@ -167,6 +167,11 @@ class RoundEngine:
             and (neighbour.linked or now < neighbour.down_since_seconds + self._grace_seconds())
         ]
 
+    @property
+    def quarantined(self) -> frozenset[str]:
+        """The sites that were convicted of an equivocation."""
+        return frozenset(self._quarantined)
+
     def delivered(self) -> list[str]:
         return [n.site for n in self._of_this_round() if n.delivered(self.round_number)]
 

@@ -23,7 +23,6 @@ MAX_OPTIONS_DEPTH = 16  # tables within tables
 MAX_HOST_CHARACTERS = 253  # RFC 1035, section 2.3.4, as text
 MAX_ROUNDS = 2**40  # the largest round number that a header carries
 DEFAULT_REWIRING = 0.1
-PLACEHOLDER_KEY = "ed25519:PASTE-THE-PEER-BLOCK-THAT-P2PFED-INIT-PRINTED"
 _HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")  # RFC 1123, section 2.1
 
 
@@ -36,11 +35,6 @@ def _as_tuple(value: object) -> object:
 
 
 def _public_key(text: str) -> str:
-    if text == PLACEHOLDER_KEY:
-        raise ValueError(
-            "this site's key is still missing; paste the [[peer]] block that p2pfed init "
-            "printed there"
-        )
     parse_public_key(text)
     return text
 

@@ -53,11 +53,11 @@ def build_graph(
     return nx.relabel_nodes(graph, dict(enumerate(names)))
 
 
-def period(names: Sequence[str], settings: Graph) -> int:
+def period(count: int, settings: Graph) -> int:
     """After how many rounds the graph repeats; 1 where it does not vary, and
     ``SAMPLED_ROUNDS`` where it never does."""
     if settings.kind == "one_peer_exponential":
-        return max(1, (len(names) - 1).bit_length())
+        return max(1, (count - 1).bit_length())
     return SAMPLED_ROUNDS if settings.kind == "random_per_round" else 1
 
 

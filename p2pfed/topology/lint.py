@@ -1,178 +1,247 @@
 """What a topology is good for: how fast it mixes, what it survives, where it is weak."""
 
 import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from p2pfed.protocol.codecs import get_codec
 from p2pfed.rules_catalogue import RULES
-from p2pfed.topology.graphs import period
+from p2pfed.topology.resilience import (
+    BREAKDOWN_FRACTION,
+    CLIPPING_FRACTION,
+    HostileSites,
+    detour_hops,
+    hostile_sites,
+)
 from p2pfed.topology.topology import Topology
 from p2pfed.topology.weights import (
     algebraic_connectivity,
+    contraction_per_round,
     mixing_matrix,
     mixing_time_rounds,
-    second_eigenvalue_modulus,
 )
 
 if TYPE_CHECKING:
     import networkx as nx
 
-# No rule survives b >= mu2 / 2 (Gaucher, Dieuleveut, Hendrikx, "Unified Breakdown Analysis for
-# Byzantine Robust Gossip"); clipping at an order statistic holds to about mu2 / 4.
-SURVIVABLE_FRACTION = 0.5
-COMFORTABLE_FRACTION = 0.25
+REPORT_SCHEMA_VERSION = 1
 HEADER_BYTES = 800  # of an offer beside its payload: header, signature, digests, wrapped key
+LISTED_SITES = 6  # a warning names no more
 
 
 @dataclass(frozen=True, slots=True)
 class SiteReport:
-    """``tolerates``: Byzantine neighbours under which the configured rule's guarantee holds.
-    ``detour_hops``: the longest way between two of its neighbours that avoids the site, within
-    which an equivocation of the site is found; None where some pair has no such way."""
+    """``degree`` and ``tolerates`` are of the round in which the site has fewest neighbours.
+
+    ``tolerates``: Byzantine neighbours under which the configured rule's guarantee holds.
+    ``detour_hops``: see ``resilience.detour_hops``. ``bytes_per_round``: sent, in the round
+    with most neighbours; None where the model's size is not known.
+    """
 
     name: str
     degree: int
+    largest_degree: int
     tolerates: int
     detour_hops: int | None
     cut_vertex: bool
+    bytes_per_round: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """Figures of one round's graph, or of the worst round where the graph varies."""
+    """Figures of the graph of all ``rounds_examined`` rounds together.
+
+    ``mixing_time_rounds``: until gossip alone leaves 1 % of a disagreement.
+    ``algebraic_connectivity``, ``byzantine_limit`` (Byzantine neighbours a site from which no
+    rule has a guarantee) and ``hostile_sites`` are theory of a graph that stays: None where it
+    varies with the round. ``weak_sites``: cut vertices, and those with fewest neighbours.
+    """
 
     federation: str
-    peers: int
-    edges: int
+    digest: str
     kind: str
     rounds_examined: int
-    diameter: int | None
+    repeats: bool
+    peers: int
+    edges: int
+    diameter: int
     vertex_connectivity: int
     second_eigenvalue_modulus: float
     spectral_gap: float
-    mixing_time_rounds: float
-    algebraic_connectivity: float
-    byzantine_limit: float
+    mixing_time_rounds: int
+    algebraic_connectivity: float | None
+    byzantine_limit: float | None
+    hostile_sites: HostileSites | None
     rule: str
     byzantine_neighbours: int
-    sites: list[SiteReport]
-    bytes_per_round: dict[str, int]
-    warnings: list[str]
-    digest: str
+    sites: tuple[SiteReport, ...]
+    weak_sites: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"schema_version": REPORT_SCHEMA_VERSION, **asdict(self)}
 
 
 def check(topology: Topology, parameters: int | None = None) -> CheckReport:
     """Examine a sound topology.
 
-    :param parameters: of the model; gives ``bytes_per_round`` sent by each site.
+    :param parameters: of the model; gives the bytes that each site sends.
     """
     import networkx as nx  # noqa: PLC0415
 
-    rounds = period(topology.names, topology.file.graph)
-    graphs = [topology.graph(number) for number in range(rounds)]
+    graphs = [topology.graph(number) for number in topology.examined_rounds]
     union = nx.compose_all(graphs)
-    product = np.eye(len(topology.names))
-    for graph in graphs:
-        product = mixing_matrix(graph) @ product
-    # Over a whole period the product of the rounds' matrices does the mixing.
-    modulus = second_eigenvalue_modulus(product) ** (1 / rounds)
-    sites = [_site(topology, union, graphs, name) for name in topology.names]
-    mu2 = algebraic_connectivity(union)
-    report = CheckReport(
+    modulus = contraction_per_round([mixing_matrix(graph) for graph in graphs])
+    cut_vertices = set(nx.articulation_points(union))
+    payload_bytes = _payload_bytes(topology, parameters)
+    sites = tuple(
+        _site(topology, graphs, union, name, name in cut_vertices, payload_bytes)
+        for name in topology.names
+    )
+    mu2 = None if topology.time_varying else algebraic_connectivity(union)
+    return CheckReport(
         federation=topology.file.federation.name,
+        digest=topology.digest.hex(),
+        kind=topology.file.graph.kind,
+        rounds_examined=len(graphs),
+        repeats=topology.file.graph.kind != "random_per_round",
         peers=len(topology.names),
         edges=union.number_of_edges(),
-        kind=topology.file.graph.kind,
-        rounds_examined=rounds,
-        diameter=nx.diameter(union),
+        diameter=nx.diameter(union, usebounds=True),
         vertex_connectivity=nx.node_connectivity(union),
         second_eigenvalue_modulus=modulus,
         spectral_gap=1.0 - modulus,
-        mixing_time_rounds=mixing_time_rounds(modulus),
+        # Rounds that average exactly have done so after a whole period.
+        mixing_time_rounds=math.ceil(mixing_time_rounds(modulus)) or len(graphs),
         algebraic_connectivity=mu2,
-        byzantine_limit=mu2 * SURVIVABLE_FRACTION,
+        byzantine_limit=None if mu2 is None else BREAKDOWN_FRACTION * mu2,
+        hostile_sites=None if topology.time_varying else hostile_sites(union),
         rule=topology.file.aggregation.rule,
         byzantine_neighbours=topology.file.aggregation.byzantine_neighbours,
         sites=sites,
-        bytes_per_round=_bytes_per_round(topology, graphs, parameters),
-        warnings=[],
-        digest=topology.digest.hex(),
-    )
-    report.warnings.extend(_warnings(topology, report))
-    return report
-
-
-def _site(topology: Topology, union: "nx.Graph", graphs: list["nx.Graph"], name: str) -> SiteReport:
-    import networkx as nx  # noqa: PLC0415
-
-    degree = min(graph.degree[name] for graph in graphs)
-    without = union.copy()
-    without.remove_node(name)
-    detour: int | None = 0
-    for a, b in itertools.combinations(union[name], 2):
-        if not nx.has_path(without, a, b):
-            detour = None
-            break
-        detour = max(detour or 0, nx.shortest_path_length(without, a, b))
-    return SiteReport(
-        name,
-        degree,
-        RULES[topology.file.aggregation.rule].tolerates(degree),
-        detour,
-        cut_vertex=len(without) > 1 and not nx.is_connected(without),
+        weak_sites=_weak_sites(sites),
+        warnings=tuple(
+            [
+                *_shape_warnings(topology, union, sites),
+                *_rule_warnings(topology, sites, mu2),
+                *_address_warnings(topology, union),
+            ]
+        ),
     )
 
 
-def _bytes_per_round(
-    topology: Topology, graphs: list["nx.Graph"], parameters: int | None
-) -> dict[str, int]:
+def _payload_bytes(topology: Topology, parameters: int | None) -> int | None:
+    """Of one delta to one neighbour."""
     if parameters is None:
-        return {}
-    payload = get_codec(topology.file.codec.name).payload_bytes(parameters) + HEADER_BYTES
-    return {name: payload * max(graph.degree[name] for graph in graphs) for name in topology.names}
+        return None
+    return get_codec(topology.file.codec.name).payload_bytes(parameters) + HEADER_BYTES
 
 
-def _warnings(topology: Topology, report: CheckReport) -> list[str]:
-    warnings: list[str] = []
-    if report.kind == "star":
-        warnings.append(
-            "a star has a hub that everybody depends on: a server by another name; use a ring "
-            "or an exponential graph"
-        )
-    for site in report.sites:
-        if site.cut_vertex and report.kind != "star":
-            warnings.append(f"{site.name} alone holds the graph together; add an edge around it")
-    if RULES[report.rule].tolerates(2) == 0 and report.rule == "mean":
-        warnings.append("mean gives one broken or hostile site full power over every model")
-    powerless = [site.name for site in report.sites if site.tolerates == 0]
-    if powerless and report.rule != "mean":
-        warnings.append(
-            f"{report.rule} protects against no hostile neighbour at {', '.join(powerless)}: "
-            "three neighbours are the least that outvote one"
-        )
-    b = report.byzantine_neighbours
-    if b and b >= report.byzantine_limit:
-        warnings.append(
-            f"no rule survives {b} Byzantine neighbours here: half the algebraic connectivity "
-            f"is {report.byzantine_limit:.2f}"
-        )
-    elif b and b >= report.algebraic_connectivity * COMFORTABLE_FRACTION:
-        warnings.append(
-            f"{b} Byzantine neighbours are beyond a quarter of the algebraic connectivity "
-            f"({report.algebraic_connectivity * COMFORTABLE_FRACTION:.2f}), where clipping is safe"
-        )
-    silent = [peer.name for peer in topology.file.peers if not peer.addresses]
-    if len(silent) > 1:
-        for a, b_name in itertools.combinations(silent, 2):
-            if b_name in topology.all_neighbours(a):
-                warnings.append(
-                    f"neither {a} nor {b_name} has an address: they find each other only on "
-                    "a local network"
-                )
+def _site(
+    topology: Topology,
+    graphs: "Sequence[nx.Graph]",
+    union: "nx.Graph",
+    name: str,
+    cut_vertex: bool,
+    payload_bytes: int | None,
+) -> SiteReport:
+    degrees = [graph.degree[name] for graph in graphs]
+    return SiteReport(
+        name=name,
+        degree=min(degrees),
+        largest_degree=max(degrees),
+        tolerates=RULES[topology.file.aggregation.rule].tolerates(min(degrees)),
+        detour_hops=detour_hops(union, name),
+        cut_vertex=cut_vertex,
+        bytes_per_round=None if payload_bytes is None else payload_bytes * max(degrees),
+    )
+
+
+def _weak_sites(sites: Sequence[SiteReport]) -> tuple[str, ...]:
+    fewest = min(site.degree for site in sites)
+    uneven = fewest < max(site.degree for site in sites)
+    return tuple(
+        site.name for site in sites if site.cut_vertex or (uneven and site.degree == fewest)
+    )
+
+
+def _shape_warnings(
+    topology: Topology, union: "nx.Graph", sites: Sequence[SiteReport]
+) -> list[str]:
+    hub = _hub(union)
+    if hub is not None:
+        return [
+            f"everybody depends on {hub}, the hub of a star: a server by another name; "
+            "use a ring or an exponential graph"
+        ]
+    warnings = [
+        f"{site.name} alone holds the graph together; add an edge around it"
+        for site in sites
+        if site.cut_vertex
+    ]
+    if topology.file.graph.kind == "explicit" and not warnings:
+        ends = [site.name for site in sites if site.largest_degree == 1]
+        warnings += [f"{name} hangs on one neighbour; give it another" for name in ends]
     return warnings
+
+
+def _hub(union: "nx.Graph") -> str | None:
+    """The centre of a star of three sites or more."""
+    if len(union) < 3 or union.number_of_edges() != len(union) - 1:
+        return None
+    return next((name for name in union if union.degree[name] == len(union) - 1), None)
+
+
+def _rule_warnings(
+    topology: Topology, sites: Sequence[SiteReport], mu2: float | None
+) -> list[str]:
+    rule = RULES[topology.file.aggregation.rule]
+    b = topology.file.aggregation.byzantine_neighbours
+    if rule.tolerates(len(sites)) == 0:
+        return [f"{rule.name} gives one broken or hostile site full power over every model"]
+    warnings: list[str] = []
+    if rule.asks_for_b and b == 0:
+        warnings.append(
+            f"{rule.name} with byzantine_neighbours = 0 protects against nobody; say how many "
+            "hostile neighbours it shall bear"
+        )
+    powerless = [site.name for site in sites if site.tolerates == 0]
+    if powerless:
+        least = next(degree for degree in itertools.count() if rule.tolerates(degree) > 0)
+        warnings.append(
+            f"{rule.name} bears no hostile neighbour at {_some(powerless, len(sites))}: it "
+            f"takes {least} neighbours to outvote one"
+        )
+    if mu2 is not None and b >= BREAKDOWN_FRACTION * mu2:
+        warnings.append(
+            f"no rule has a guarantee against {b} Byzantine neighbours here: half the algebraic "
+            f"connectivity is {BREAKDOWN_FRACTION * mu2:.2f}"
+        )
+    elif mu2 is not None and b >= CLIPPING_FRACTION * mu2 and b > 0:
+        warnings.append(
+            f"{b} Byzantine neighbours are beyond a quarter of the algebraic connectivity, "
+            f"{CLIPPING_FRACTION * mu2:.2f}, to which clipping has a guarantee"
+        )
+    return warnings
+
+
+def _some(names: Sequence[str], count: int) -> str:
+    if len(names) == count:
+        return "any site"
+    more = f" and {len(names) - LISTED_SITES} more" if len(names) > LISTED_SITES else ""
+    return ", ".join(names[:LISTED_SITES]) + more
+
+
+def _address_warnings(topology: Topology, union: "nx.Graph") -> list[str]:
+    silent = {peer.name for peer in topology.file.peers if not peer.addresses}
+    pairs = sorted(tuple(sorted(pair)) for pair in union.edges if silent.issuperset(pair))
+    if not pairs:
+        return []
+    listed = "; ".join(f"{a} and {b}" for a, b in pairs[:LISTED_SITES])
+    more = f"; and {len(pairs) - LISTED_SITES} pairs more" if len(pairs) > LISTED_SITES else ""
+    return [
+        f"neighbours without an address at either end find each other only on a local network: "
+        f"{listed}{more}"
+    ]

@@ -12,7 +12,14 @@ import msgpack
 from p2pfed.errors import ConfigurationError, Problem
 from p2pfed.rules_catalogue import precondition
 from p2pfed.settings import read_toml, validate
-from p2pfed.topology.file import SCHEMA_VERSION, Peer, TopologyFile
+from p2pfed.topology.file import (
+    DEFAULT_REWIRING,
+    MAX_INTEGER,
+    SCHEMA_VERSION,
+    Graph,
+    Peer,
+    TopologyFile,
+)
 from p2pfed.topology.graphs import TIME_VARYING, build_graph, period
 from p2pfed.topology.weights import mixing_weight
 
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
     import networkx as nx
 
 DIGEST_DOMAIN = b"p2pfed/1 topology\x00"
+CACHED_GRAPHS = 256  # rounds of a graph that varies
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,14 @@ class Topology:
     def time_varying(self) -> bool:
         return self.file.graph.kind in TIME_VARYING
 
+    @property
+    def examined_rounds(self) -> range:
+        """A whole period of the graph, or a sample where it never repeats."""
+        return _examined_rounds(self.file)
+
     def graph(self, round_number: int = 0) -> "nx.Graph":
-        return _graph(self, round_number if self.time_varying else 0)
+        """The round's graph; it is shared, and frozen."""
+        return _graph(self.file, round_number if self.time_varying else 0)
 
     def neighbours(self, name: str, round_number: int = 0) -> tuple[str, ...]:
         """The site's neighbours in a round, sorted."""
@@ -54,7 +68,7 @@ class Topology:
         make anybody a neighbour."""
         if self.file.graph.kind == "random_per_round":
             return tuple(sorted(set(self.names) - {name}))
-        rounds = range(period(self.names, self.file.graph))
+        rounds = self.examined_rounds
         return tuple(sorted({n for number in rounds for n in self.neighbours(name, number)}))
 
     def weights(self, name: str, round_number: int = 0) -> Mapping[str, float]:
@@ -75,48 +89,58 @@ class Topology:
         return next((peer for peer in self.file.peers if peer.peer_id_text == peer_id), None)
 
 
-@lru_cache(maxsize=256)
-def _graph_of(names: tuple[str, ...], graph_json: str, federation: str, round_number: int) -> Any:
-    from p2pfed.topology.file import Graph  # noqa: PLC0415 - keeps the cache key plain
+def _graph(file: TopologyFile, round_number: int) -> "nx.Graph":
+    """:raises ValueError: the kind cannot be built over these peers."""
+    names = tuple(peer.name for peer in file.peers)
+    return _graph_of(names, file.graph, file.federation.name, round_number)
 
-    return build_graph(names, Graph.model_validate_json(graph_json), federation, round_number)
 
+@lru_cache(maxsize=CACHED_GRAPHS)
+def _graph_of(
+    names: tuple[str, ...], settings: Graph, federation: str, round_number: int
+) -> "nx.Graph":
+    import networkx as nx  # noqa: PLC0415
 
-def _graph(topology: Topology, round_number: int) -> "nx.Graph":
-    file = topology.file
-    return _graph_of(
-        topology.names, file.graph.model_dump_json(), file.federation.name, round_number
-    )
+    return nx.freeze(build_graph(names, settings, federation, round_number))
 
 
 def canonical_digest(file: TopologyFile) -> bytes:
-    """BLAKE2b-256 over canonical msgpack of what the file means; peers sorted by name only
-    where the graph does not depend on their order."""
+    """BLAKE2b-256 over canonical msgpack of what the file means.
+
+    The edges are part of it, not only the settings that generate them: two sites whose
+    libraries draw different graphs from one seed must notice.
+    """
     document = file.model_dump(mode="json", by_alias=True)
-    if file.graph.kind == "explicit":
-        document["peer"].sort(key=lambda peer: peer["name"])
-        document["graph"]["edges"] = sorted(sorted(edge) for edge in document["graph"]["edges"])
-    for peer, source in zip(
-        document["peer"], _in_order(file, [p["name"] for p in document["peer"]]), strict=True
-    ):
+    graph = document["graph"]
+    del graph["edges"]
+    graph["seed"] = graph["seed"] or 0
+    graph["rewiring"] = DEFAULT_REWIRING if graph["rewiring"] is None else graph["rewiring"]
+    document["peer"] = [
         # One key has two spellings.
-        peer.pop("key")
-        peer["peer_id"] = source.peer_id_text
-    encoded = msgpack.packb(_sorted_keys(document))
+        {"name": peer.name, "peer_id": peer.peer_id_text, "addresses": list(peer.addresses)}
+        for peer in sorted(file.peers, key=lambda peer: peer.name)
+    ]
+    document["edges"] = [
+        sorted(sorted(edge) for edge in _graph(file, number).edges)
+        for number in _examined_rounds(file)
+    ]
+    encoded = msgpack.packb(_canonical(document))
     return hashlib.blake2b(DIGEST_DOMAIN + encoded, digest_size=32).digest()
 
 
-def _in_order(file: TopologyFile, names: list[str]) -> list[Peer]:
-    by_name = {peer.name: peer for peer in file.peers}
-    return [by_name[name] for name in names]
-
-
-def _sorted_keys(value: Any) -> Any:
+def _canonical(value: Any) -> Any:
+    """Keys sorted; 60.0 and 60 alike."""
     if isinstance(value, dict):
-        return {key: _sorted_keys(value[key]) for key in sorted(value)}
+        return {key: _canonical(value[key]) for key in sorted(value)}
     if isinstance(value, list):
-        return [_sorted_keys(item) for item in value]
+        return [_canonical(item) for item in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_INTEGER:
+        return int(value)
     return value
+
+
+def _examined_rounds(file: TopologyFile) -> range:
+    return range(period(len(file.peers), file.graph))
 
 
 def load_topology(path: Path) -> Topology:
@@ -203,9 +227,8 @@ def _check_graph(file: TopologyFile, path: Path) -> list[Problem]:
     import networkx as nx  # noqa: PLC0415
 
     names = tuple(peer.name for peer in file.peers)
-    rounds = range(period(names, file.graph))
     try:
-        graphs = [build_graph(names, file.graph, file.federation.name, r) for r in rounds]
+        graphs = [_graph(file, number) for number in _examined_rounds(file)]
     except (ValueError, nx.NetworkXException) as error:
         return [Problem(path, "graph", None, str(error))]
     union = nx.compose_all(graphs)
@@ -218,7 +241,9 @@ def _check_graph(file: TopologyFile, path: Path) -> list[Problem]:
                 "graph",
                 None,
                 f"the graph is not connected; its parts are: {listed}",
-                "add an edge between the parts",
+                "add an edge between the parts"
+                if file.graph.kind == "explicit"
+                else "choose another seed, or a larger degree",
             )
         ]
     problems: list[Problem] = []

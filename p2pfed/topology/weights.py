@@ -1,6 +1,7 @@
 """Mixing weights and what they say about how fast the federation agrees."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     import networkx as nx
 
 MIXING_ACCURACY = 0.01  # disagreement that is left after the mixing time
+EXACT_CONTRACTION = 1e-12  # what rounding leaves of a product that averages exactly
 
 
 def mixing_weight(degree: int, other_degree: int) -> float:
@@ -34,8 +36,25 @@ def mixing_matrix(graph: "nx.Graph") -> npt.NDArray[np.float64]:
 
 def second_eigenvalue_modulus(matrix: npt.NDArray[np.float64]) -> float:
     """The second largest modulus among W's eigenvalues; the spectral gap is 1 minus it."""
-    moduli = np.sort(np.abs(np.linalg.eigvals(matrix)))
+    symmetric = np.array_equal(matrix, matrix.T)
+    values = np.linalg.eigvalsh(matrix) if symmetric else np.linalg.eigvals(matrix)
+    moduli = np.sort(np.abs(values))
     return float(moduli[-2]) if len(moduli) > 1 else 0.0
+
+
+def contraction_per_round(matrices: Sequence[npt.NDArray[np.float64]]) -> float:
+    """The factor by which disagreement shrinks in a round, at worst, where each of
+    ``matrices``, shape (n, n), mixes one round: the spectral norm of their product beside the
+    average, as a geometric mean. For one symmetric matrix it is the second largest eigenvalue
+    modulus; 0 where the rounds together average exactly.
+    """
+    count = len(matrices[0])
+    product = np.eye(count)
+    for matrix in matrices:
+        # Without the average's part, small factors do not drown in the rounding of a 1.
+        product = (matrix - 1.0 / count) @ product
+    norm = float(np.linalg.norm(product, 2))
+    return 0.0 if norm <= EXACT_CONTRACTION ** len(matrices) else norm ** (1.0 / len(matrices))
 
 
 def mixing_time_rounds(second_modulus: float) -> float:
@@ -46,11 +65,16 @@ def mixing_time_rounds(second_modulus: float) -> float:
 
 
 def algebraic_connectivity(graph: "nx.Graph") -> float:
-    """mu2, the second smallest eigenvalue of the graph's Laplacian."""
-    order = list(graph)
-    adjacency = np.zeros((len(order), len(order)))
-    index = {node: number for number, node in enumerate(order)}
+    """mu2, the second smallest eigenvalue of the graph's Laplacian (Fiedler 1973); it takes two
+    nodes at least."""
+    index = {node: number for number, node in enumerate(graph)}
+    adjacency = np.zeros((len(index), len(index)))
     for a, b in graph.edges:
         adjacency[index[a], index[b]] = adjacency[index[b], index[a]] = 1.0
+    return second_laplacian_eigenvalue(adjacency)
+
+
+def second_laplacian_eigenvalue(adjacency: npt.NDArray[np.float64]) -> float:
+    """mu2 of the graph with this symmetric matrix of zeros and ones, shape (n, n)."""
     laplacian = np.diag(adjacency.sum(axis=1)) - adjacency
     return float(np.linalg.eigvalsh(laplacian)[1])

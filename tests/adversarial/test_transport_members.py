@@ -13,6 +13,7 @@ from libp2p.utils.varint import encode_uvarint
 from multiaddr import Multiaddr
 from transport_doubles import Site, running
 
+from p2pfed.daemon import libp2p_transport
 from p2pfed.daemon.libp2p_noise import NoiseChannel
 from p2pfed.daemon.libp2p_transport import STREAMS_PER_PEER
 from p2pfed.daemon.libp2p_yamux import (
@@ -272,3 +273,25 @@ async def test_a_member_that_leaves_many_connections_open_keeps_one() -> None:
             assert len(victim.transport._network.get_connections()) == 1
         await victim.recorder.wait("disconnected", member.peer_id, 20)
         await assert_serves(victim, member)
+
+
+@pytest.mark.parametrize("settled_seconds", [20.0, -1.0])
+async def test_a_second_connection_replaces_only_one_that_its_peer_has_forgotten(
+    settled_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer dials only while it knows of no connection, once any dial of before is over."""
+    monkeypatch.setattr(libp2p_transport, "SETTLED_SECONDS", settled_seconds)
+    victim, member = sorted((Site(1), Site(2)), key=lambda site: site.peer_id)
+    async with running(victim, member):
+        await victim.dial(member)
+        connected = victim.transport._links[member.peer_id].connection
+        async with raw_channel(member, victim) as channel:
+            if settled_seconds > 0:
+                await read_until_the_end(channel)
+                assert victim.transport._links[member.peer_id].connection is connected
+                assert not connected.is_closed
+            else:
+                await victim.recorder.wait("connected", member.peer_id, 2)
+                path = victim.transport.path(member.peer_id)
+                assert path is not None
+                assert path.direction == "inbound"

@@ -146,13 +146,11 @@ async def test_metrics_are_served_over_tcp_where_asked_for(short_tmp: Path) -> N
     path = short_tmp / "state" / "control.sock"
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_control, Operations(), path, f"127.0.0.1:{port}")
-        stream = await trio.open_tcp_stream("127.0.0.1", port)
-        await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        text = b"".join([part async for part in stream])
-        assert b"p2pfed_round 7.0" in text
-        stream = await trio.open_tcp_stream("127.0.0.1", port)
-        await stream.send_all(b"GET /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        assert b" 404 " in b"".join([part async for part in stream])
+        for target, expected in (("/metrics", b"p2pfed_round 7.0"), ("/v1/status", b" 404 ")):
+            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                request = f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+                await stream.send_all(request.encode())
+                assert expected in b"".join([part async for part in stream])
         nursery.cancel_scope.cancel()
 
 

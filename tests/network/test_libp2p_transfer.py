@@ -265,6 +265,21 @@ async def test_closing_leaves_no_socket_and_tells_the_other_end() -> None:
     assert loopback_connections() == before
 
 
+@pytest.mark.parametrize("listen", ["/ip4/127.0.0.1/tcp/0", "/ip6/::1/tcp/0"])
+async def test_a_path_says_what_was_dialled_and_who_came_in(listen: str) -> None:
+    first, second = Site(1), Site(2, listen=[listen])
+    async with running(first, second):
+        await first.dial(second)
+        await second.recorder.wait("connected", first.peer_id)
+        outbound = first.transport.path(second.peer_id)
+        inbound = second.transport.path(first.peer_id)
+        assert outbound is not None
+        assert inbound is not None
+        assert (outbound.address, outbound.direction) == (second.address, "outbound")
+        assert inbound.direction == "inbound"
+        assert inbound.address.startswith(listen.removesuffix("0"))
+
+
 async def test_a_site_behind_a_firewall_may_listen_nowhere() -> None:
     first, second = Site(1, listen=()), Site(2)
 

@@ -77,7 +77,7 @@ async def test_two_peers_on_one_network_hear_of_each_other_and_not_of_themselves
                     lambda peer_id, address, own=own: listen(own, peer_id, address),
                     interfaces=["127.0.0.1"],
                 )
-                await nursery.start(peer.run)
+                nursery.start_soon(peer.run)
             await complete.wait()
             nursery.cancel_scope.cancel()
     assert first not in {peer_id for peer_id, _ in heard[first]}
