@@ -1,8 +1,15 @@
 """A new topology file, with a comment on everything that an operator may want to change."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 
-from p2pfed.topology.file import GRAPH_KEYS
+from p2pfed.errors import ConfigurationError
+from p2pfed.keys import KEY_BYTES, format_public_key
+from p2pfed.rules_catalogue import DEFAULT_RULE, RULES
+from p2pfed.topology.topology import parse_topology
 
 PLACEHOLDER_KEY = "PASTE-THE-KEY-THAT-p2pfed-init-PRINTED"
 
@@ -19,14 +26,16 @@ name = "{federation}"
 kind = "{kind}"
 {graph}
 [round]
-rounds = 0                # 0: until stopped
+rounds = 0                # in total; 0: until stopped
 local_steps = 3           # optimiser steps a round at each site
 deadline_seconds = 60.0   # how long a round waits for its neighbours
-quorum = 0.5              # fraction of neighbours without whom a round does not close
+quorum = 0.5              # fraction of the neighbours without whom a round does not close
 max_staleness = 1         # rounds for which a silent neighbour's last model still counts
 
 [aggregation]
-rule = "median_clipping"  # no neighbour pulls further than the median one
+rule = "{rule}"  # {summary}
+byzantine_neighbours = 0  # hostile ones assumed among each site's; check refuses too many
+mixing_step = 1.0         # fraction of the rule's step that is taken
 
 [codec]
 name = "int8"             # or float32, four times the bytes
@@ -35,8 +44,8 @@ name = "int8"             # or float32, four times the bytes
 minimum_records = 20      # a site with fewer training records does not train
 
 [task]
-kind = "tabular"
-seed = 0
+kind = "tabular"          # or python, with class = "package.module:Class"
+seed = 0                  # of the model that every site starts from
 
 [task.options]
 label = "outcome"         # a column of 0 and 1
@@ -53,7 +62,12 @@ scale = 10.0
 missing = "centre"
 """
 
-_PEER = """
+_ABOUT_PEERS = """
+# One block a site, as p2pfed init printed it there. addresses are where the others can dial it,
+# for example "/ip4/192.0.2.10/tcp/7400" or "/dns/p2pfed.hospital.example/tcp/7400"; empty if it
+# only dials out, or is found on the local network.
+"""
+_PEER = """\
 [[peer]]
 name = "{name}"
 key = "{key}"
@@ -65,32 +79,52 @@ def new_topology(
     federation: str,
     kind: str,
     peers: Sequence[str],
-    *,
-    keys: Mapping[str, str] | None = None,
-    addresses: Mapping[str, Sequence[str]] | None = None,
-    graph_keys: Mapping[str, object] | None = None,
+    graph_keys: Mapping[str, int | float] = MappingProxyType({}),
 ) -> str:
-    """The text of a new file.
+    """The text of a new file, to be filled in: it holds placeholders for the keys, which a
+    check refuses with the remedy. An ``explicit`` graph starts as a ring.
 
-    Without ``keys`` it holds placeholders that a check refuses with the remedy.
+    :param graph_keys: keys of ``[graph]`` beside ``kind`` and ``edges``.
+    :raises ValueError: a name is unfit, or no such graph has these peers; all reasons, a line
+        each.
     """
-    values = dict(graph_keys or {})
-    if kind == "explicit" and "edges" not in values:
-        values["edges"] = [[a, b] for a, b in zip(peers, peers[1:], strict=False)]
-    lines = "".join(f"{key} = {_toml(values[key])}\n" for key in GRAPH_KEYS[kind] if key in values)
-    text = _HEAD.format(federation=federation, kind=kind, graph=lines)
-    for name in peers:
-        text += _PEER.format(
-            name=name,
-            key=(keys or {}).get(name, PLACEHOLDER_KEY),
-            addresses=_toml(list((addresses or {}).get(name, ()))),
-        )
+    lines = [f"{key} = {value}\n" for key, value in graph_keys.items()]
+    if kind == "explicit":
+        lines.append(_edges(peers))
+    head = _HEAD.format(
+        federation=federation,
+        kind=kind,
+        graph="".join(lines),
+        rule=DEFAULT_RULE,
+        summary=RULES[DEFAULT_RULE].summary,
+    )
+    blocks = (_PEER.format(name=name, key=PLACEHOLDER_KEY, addresses="[]") for name in peers)
+    text = head + _ABOUT_PEERS + "\n".join(blocks)
+    _check(text, {kind, federation, *peers})
     return text
 
 
-def _toml(value: object) -> str:
-    if isinstance(value, str):
-        return f'"{value}"'
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return str(value)
+def _edges(peers: Sequence[str]) -> str:
+    closed = [*peers, peers[0]] if len(peers) > 2 else peers
+    pairs = zip(closed, closed[1:], strict=False)
+    return "edges = [\n" + "".join(f'    ["{a}", "{b}"],\n' for a, b in pairs) + "]\n"
+
+
+def _check(text: str, names: Collection[str]) -> None:
+    """As ``check`` will once the keys are there.
+
+    :raises ValueError: with all reasons.
+    """
+    quoted = sorted(name for name in names if not name.isprintable() or set(name) & set('"\\'))
+    if quoted:
+        raise ValueError(f"{', '.join(map(repr, quoted))}: no name has such characters")
+    document = tomllib.loads(text)
+    for index, peer in enumerate(document.get("peer", ())):
+        stand_in = hashlib.blake2b(f"{index}".encode(), digest_size=KEY_BYTES).digest()
+        peer["key"] = format_public_key(stand_in)
+    try:
+        parse_topology(document, Path("topology.toml"))
+    except ConfigurationError as error:
+        raise ValueError(
+            "\n".join(f"{problem.key}: {problem.reason}" for problem in error.problems)
+        ) from error

@@ -124,8 +124,13 @@ def canonical_digest(file: TopologyFile) -> bytes:
         sorted(sorted(edge) for edge in _graph(file, number).edges)
         for number in _examined_rounds(file)
     ]
-    encoded = msgpack.packb(_canonical(document))
-    return hashlib.blake2b(DIGEST_DOMAIN + encoded, digest_size=32).digest()
+    return hashlib.blake2b(DIGEST_DOMAIN + canonical_bytes(document), digest_size=32).digest()
+
+
+def canonical_bytes(value: object) -> bytes:
+    """Msgpack of plain values, the same for values that mean the same."""
+    encoded: bytes = msgpack.packb(_canonical(value))
+    return encoded
 
 
 def _canonical(value: Any) -> Any:

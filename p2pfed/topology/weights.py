@@ -44,17 +44,21 @@ def second_eigenvalue_modulus(matrix: npt.NDArray[np.float64]) -> float:
 
 def contraction_per_round(matrices: Sequence[npt.NDArray[np.float64]]) -> float:
     """The factor by which disagreement shrinks in a round, at worst, where each of
-    ``matrices``, shape (n, n), mixes one round: the spectral norm of their product beside the
+    ``matrices``, shape (n, n) and symmetric, mixes one round: the spectral norm of their product beside the
     average, as a geometric mean. For one symmetric matrix it is the second largest eigenvalue
     modulus; 0 where the rounds together average exactly.
     """
     count = len(matrices[0])
-    product = np.eye(count)
+    product, bound = np.eye(count), 1.0
     for matrix in matrices:
         # Without the average's part, small factors do not drown in the rounding of a 1.
-        product = (matrix - 1.0 / count) @ product
+        beside_average = matrix - 1.0 / count
+        product = beside_average @ product
+        factor = float(np.abs(np.linalg.eigvalsh(beside_average)).max())
+        bound *= factor if factor > EXACT_CONTRACTION else 0.0
     norm = float(np.linalg.norm(product, 2))
-    return 0.0 if norm <= EXACT_CONTRACTION ** len(matrices) else norm ** (1.0 / len(matrices))
+    exact = bound == 0.0 or norm <= EXACT_CONTRACTION * bound
+    return 0.0 if exact else norm ** (1.0 / len(matrices))
 
 
 def mixing_time_rounds(second_modulus: float) -> float:
