@@ -30,7 +30,8 @@ class Flat:
 
     def loss(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
         weight: torch.Tensor = model.weight  # type: ignore[assignment]
-        return weight.square().mean() * batch[0].mean()
+        loss: torch.Tensor = weight.square().mean() * batch[0].mean()
+        return loss
 
     def metrics(self, model: torch.nn.Module, batches: Iterable[Any]) -> Mapping[str, Any]:
         del batches

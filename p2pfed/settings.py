@@ -62,12 +62,14 @@ def validate(model: type[SettingsT], document: dict[str, Any], path: Path) -> Se
     except ValidationError as error:
         found = error.errors(include_url=False)
         # A table with a bad entry is reported as too short as well; the entry says enough.
-        deeper = {details["loc"][0] for details in found if len(details["loc"]) > 1}
+        tables = {
+            details["loc"][:depth] for details in found for depth in range(len(details["loc"]))
+        }
         raise ConfigurationError(
             [
                 _problem(path, model, details)
                 for details in found
-                if details["type"] != "too_short" or details["loc"][0] not in deeper
+                if details["type"] != "too_short" or details["loc"] not in tables
             ]
         ) from error
 

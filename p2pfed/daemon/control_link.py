@@ -1,6 +1,7 @@
 """Talking to a running daemon: HTTP over its unix socket, with the standard library alone,
 because a status must not wait for imports."""
 
+import contextlib
 import http.client
 import json
 import socket
@@ -59,10 +60,9 @@ class DaemonLink:
         encoded = json.dumps(body) if body else None
         connection = _UnixConnection(self._path, timeout_seconds)
         try:
-            try:
+            # It may answer before it has read everything; the answer says why.
+            with contextlib.suppress(BrokenPipeError):
                 connection.request(method, target, encoded)
-            except BrokenPipeError:
-                pass  # it answered before it had read everything; the answer says why
             response = connection.getresponse()
             text = response.read()
         except (FileNotFoundError, ConnectionRefusedError):

@@ -144,6 +144,7 @@ class Daemon:
             self._announce()
             await nursery.start(self._runtime.outbox.run)
             await nursery.start(self._links.run)
+            await self._start_mdns(nursery)
             nursery.start_soon(self._run_rounds, nursery.cancel_scope)
             notify("READY=1", f"STATUS=round {self._runtime.engine.round_number}")
             log.info(
@@ -154,6 +155,20 @@ class Daemon:
                 addresses=list(self._transport.listen_addresses),
                 topology=self.topology.digest.hex()[:12],
             )
+
+    async def _start_mdns(self, nursery: trio.Nursery) -> None:
+        """Find members on the local network, unless the site is on loopback alone."""
+        from p2pfed.daemon.mdns import Mdns, announceable  # noqa: PLC0415 - only where it is used
+
+        listening = self._transport.listen_addresses
+        if not self.site.file.listen.mdns or (listening and not announceable(listening)):
+            return
+
+        def heard(peer_id: str, address: str) -> None:
+            if self._book.learn_hint(peer_id, address):
+                self._links.nudge(peer_id)
+
+        nursery.start_soon(Mdns(self.identity.peer_id, listening, heard).run)
 
     async def _run_rounds(self, everything: trio.CancelScope) -> None:
         await self._runtime.run()
@@ -305,7 +320,7 @@ class Daemon:
                     try:
                         await self.reload()
                     except (ConfigurationError, ControlError) as error:
-                        log.error("reload refused, nothing changed", reason=str(error))
+                        log.warning("reload refused, nothing changed", reason=str(error))
                 elif stopping:
                     raise KeyboardInterrupt
                 else:

@@ -34,7 +34,7 @@ class Repair(Enum):
 
     NONE = auto()
     AT_ONCE = auto()  # a gap in the chain: the neighbour can close it
-    NEXT_ROUND = auto()  # there is no room yet; asking at once would only be refused again
+    LATER = auto()  # there is no room yet: once what is here is applied, or a round later
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Neighbour:
     arriving: SignedHeader | None = None  # accepted, its payload is on the way
     quarantined: bool = False
     excluded_in_round: int | None = None  # the aggregation rule refused its replica
-    repair_next_round: bool = False
+    repair_later: bool = False
 
     def delivered(self, round_number: int) -> bool:
         return self.held.round_number >= round_number and self.usable(round_number)
@@ -71,6 +71,10 @@ class Neighbour:
             and self.held.round_number > NEVER_PUBLISHED
             and self.excluded_in_round != round_number
         )
+
+    def idle(self) -> bool:
+        """Whether nothing of it is on the way or waiting to be applied."""
+        return self.applying is None and self.arriving is None and not self.kept
 
     def tip(self) -> bytes:
         """Digest of the replica once everything accepted so far is applied."""
@@ -97,11 +101,11 @@ class Neighbour:
             return OfferDecision(
                 AnswerCode.NOT_NOW,
                 f"this peer takes rounds up to {newest_round}",
-                Repair.NEXT_ROUND,
+                Repair.LATER,
             )
         if self.arriving is not None or len(self.kept) >= limits.MAX_PENDING_PER_NEIGHBOUR:
             return OfferDecision(
-                AnswerCode.NOT_NOW, "earlier deltas are still waiting", Repair.NEXT_ROUND
+                AnswerCode.NOT_NOW, "earlier deltas are still waiting", Repair.LATER
             )
         if header.kind is Kind.SNAPSHOT:
             # A snapshot restates a published state: its sequence may be the one last seen,

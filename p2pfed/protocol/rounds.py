@@ -238,7 +238,7 @@ class RoundEngine:
         self._commands.append(do.Train(self.round_number, self._plan.local_steps))
         self._release(now)
         for neighbour in self.neighbours.values():
-            if neighbour.repair_next_round and neighbour.linked:
+            if neighbour.repair_later and neighbour.linked:
                 self._ask_for_repair(neighbour)
 
     def _own_work_done(
@@ -350,8 +350,8 @@ class RoundEngine:
             self._notice(do.NoticeKind.DELTA_REFUSED, event.site, decision.detail)
         if decision.repair is Repair.AT_ONCE:
             self._ask_for_repair(neighbour)
-        elif decision.repair is Repair.NEXT_ROUND:
-            neighbour.repair_next_round = True
+        elif decision.repair is Repair.LATER:
+            neighbour.repair_later = True
 
     def _decide(self, neighbour: Neighbour, signed: SignedHeader) -> OfferDecision:
         header = signed.header
@@ -420,13 +420,15 @@ class RoundEngine:
             self._discard(neighbour)
             self._notice(do.NoticeKind.DELTA_REJECTED, event.site, event.reason)
         self._release(now)
+        if neighbour.repair_later and neighbour.linked and neighbour.idle():
+            self._ask_for_repair(neighbour)
 
     def _discard(self, neighbour: Neighbour) -> None:
         for signed in neighbour.forget_transfers():
             self._commands.append(do.DiscardPayload(neighbour.site, signed))
 
     def _ask_for_repair(self, neighbour: Neighbour) -> None:
-        neighbour.repair_next_round = False
+        neighbour.repair_later = False
         self._commands.append(do.RequestRepair(neighbour.site, neighbour.tip()))
 
     def _send_newest(self, site: str) -> None:
@@ -504,6 +506,9 @@ class RoundEngine:
         if delivered < quorum:
             if self._deadline_passed and not self._quorum_noticed:
                 self._quorum_noticed = True
+                for neighbour in present:
+                    if neighbour.site in waiting and neighbour.linked and neighbour.idle():
+                        self._ask_for_repair(neighbour)
                 self._notice(
                     do.NoticeKind.QUORUM_MISSING,
                     None,

@@ -194,9 +194,7 @@ def _hub(union: "nx.Graph") -> str | None:
     return next((name for name in union if union.degree[name] == len(union) - 1), None)
 
 
-def _rule_warnings(
-    topology: Topology, sites: Sequence[SiteReport], mu2: float | None
-) -> list[str]:
+def _rule_warnings(topology: Topology, sites: Sequence[SiteReport], mu2: float | None) -> list[str]:
     rule = RULES[topology.file.aggregation.rule]
     b = topology.file.aggregation.byzantine_neighbours
     if rule.tolerates(len(sites)) == 0:

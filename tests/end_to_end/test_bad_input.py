@@ -30,7 +30,7 @@ def rows(label: str = "1", feature: str = "0.5", count: int = 60) -> str:
 
 
 BAD_DATA = {
-    "missing": (lambda hospital: (hospital.directory / "data.csv").unlink(), "no such"),
+    "missing": (lambda hospital: (hospital.directory / "data.csv").unlink(), "No such file"),
     "empty": (data(""), "empty"),
     "header only": (data("a,b,outcome\n"), "no"),
     "unknown column": (data(rows().replace("a,b", "a,c")), "'b'"),

@@ -1,7 +1,6 @@
 """The demo as a user runs it, and what it leaves behind."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -93,4 +92,4 @@ def test_the_demo_needs_a_directory_of_its_own(tmp_path: Path) -> None:
     process = demo("--keep", str(tmp_path), cwd=tmp_path)
     process.communicate(timeout=GUARD_SECONDS)
     assert process.returncode == 2
-    assert os.listdir(tmp_path) == ["file"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -39,7 +39,7 @@ EVERYONE = tuple(identity.peer_id for identity in (LOW, MIDDLE, HIGH))
 class LongestPause(random.Random):
     """Jitter that always takes the whole of what it may."""
 
-    def uniform(self, a: float, b: float) -> float:  # noqa: ARG002
+    def uniform(self, a: float, b: float) -> float:
         return b
 
 
@@ -77,7 +77,7 @@ class RecordingHandler:
     def local_hello(self) -> Hello:
         return self.hello
 
-    def check_hello(self, peer_id: str, hello: Hello) -> Refusal | None:  # noqa: ARG002
+    def check_hello(self, peer_id: str, hello: Hello) -> Refusal | None:
         mine, theirs = self.hello.topology_digest, hello.topology_digest
         if mine == theirs:
             return None
@@ -94,7 +94,7 @@ class RecordingHandler:
         self.down.append((peer_id, reason))
         self._changed()
 
-    def heard(self, peer_id: str, message: Message) -> None:  # noqa: ARG002
+    def heard(self, peer_id: str, message: Message) -> None:
         self.messages.append(message)
         self._changed()
         self.on_message(message)

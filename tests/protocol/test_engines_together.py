@@ -77,7 +77,7 @@ class Site:
             self.execute(command)
         return commands
 
-    def execute(self, command: do.Command) -> None:
+    def execute(self, command: do.Command) -> None:  # noqa: PLR0912 - one line a command
         draw = self.world.draw
         match command:
             case do.SetTimer(timer, at_seconds):

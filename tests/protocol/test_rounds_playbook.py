@@ -163,7 +163,8 @@ def test_at_the_deadline_a_quorum_closes_the_round_without_the_missing() -> None
 def test_without_a_quorum_the_round_waits_and_says_so_once() -> None:
     peer = collecting("bcd", quorum=0.6)
     deliver(peer, signed("b", 0), 3.0)
-    [notice] = peer.handle(on.TimerFired(on.Timer.DEADLINE), 62.0)
+    *repairs, notice = peer.handle(on.TimerFired(on.Timer.DEADLINE), 62.0)
+    assert repairs == [do.RequestRepair("c", GENESIS), do.RequestRepair("d", GENESIS)]
     assert isinstance(notice, do.Notice)
     assert notice.kind is do.NoticeKind.QUORUM_MISSING
     assert peer.handle(on.TimerFired(on.Timer.GRACE), 63.0) == []

@@ -40,7 +40,9 @@ def neighbour(name: str = "beta", **changes: Any) -> NeighbourStatus:
 
 def status(**changes: Any) -> Status:
     sample = Status(
-        site=SiteStatus("alpha", "12D3KooWAlpha", "heart", "ab" * 32, "p2pfed 0.1.0", "/s.toml", 1, 9.0, []),
+        site=SiteStatus(
+            "alpha", "12D3KooWAlpha", "heart", "ab" * 32, "p2pfed 0.1.0", "/s.toml", 1, 9.0, []
+        ),
         topology=TopologyStatus("/t.toml", "cd" * 32, 4),
         round=RoundStatus(7, 50, "collecting", 1.5, 20.0, 2, 3, False, {"training": 0.5}),
         model=ModelStatus("ef" * 32, 21, "01" * 32, "median_clipping", "int8"),

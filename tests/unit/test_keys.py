@@ -89,7 +89,7 @@ def test_links_and_damaged_files_are_refused(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(KeyFileError, match="no such key file"):
         load_identity(tmp_path / "keys")
-    os.symlink("/dev/zero", path)
+    path.symlink_to("/dev/zero")
     with pytest.raises(KeyFileError, match="symbolic link"):
         load_identity(tmp_path / "keys")
 

@@ -154,8 +154,16 @@ def test_a_directory_belongs_to_one_federation_and_one_daemon(tmp_path: Path) ->
     store.bind(b"f" * 32)
     with pytest.raises(StoreError, match="another state directory"):
         store.bind(b"g" * 32)
-    code = f"from p2pfed.daemon.store import Store; from pathlib import Path; Store(Path({str(tmp_path / 'state')!r}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    code = (
+        "import pathlib, sys; from p2pfed.daemon.store import Store\n"
+        "Store(pathlib.Path(sys.argv[1]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "state")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert "another daemon is using this state directory" in done.stderr
     store.close()
 
