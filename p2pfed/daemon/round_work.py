@@ -90,6 +90,11 @@ class RoundWork:
         for item in store.envelopes():
             self._retain(item)
 
+    @property
+    def spool(self) -> Path:
+        """Where payloads that are being received are kept."""
+        return self._store.spool
+
     def replica_states(self) -> dict[str, ReplicaState]:
         return {site: stored.state for site, stored in self._replicas.items()}
 

@@ -1,6 +1,6 @@
 """Compiled loops of the int8 codec. Import this module late: it loads numba.
 
-No fastmath: the decoder must give the same bits on every machine, so a product and a sum stay
+No fastmath where models are made: the decoder must give the same bits on every machine, so a product and a sum stay
 two separately rounded float32 operations.
 """
 
@@ -97,3 +97,15 @@ def dequantise_add(
             bad |= not np.isfinite(result)
         total += squares * np.float64(scale) * np.float64(scale)
     return np.nan if bad else total
+
+
+@compiled(fastmath={"reassoc"})
+def squared_norm(change: npt.NDArray[np.float32]) -> float:
+    """The sum of squares in float64, shape (n,); not finite exactly where an element is not.
+
+    Only this sum may be reordered: it decides about plausibility, not about a model's bits.
+    """
+    total = 0.0
+    for i in range(change.shape[0]):
+        total += np.float64(change[i]) * np.float64(change[i])
+    return total

@@ -138,8 +138,10 @@ class Int8Codec(Codec):
 
 
 def _squared_norm(change: Vector) -> float:
-    wide = change.astype(np.float64)
-    return float(np.dot(wide, wide)) if np.isfinite(change).all() else math.nan
+    from p2pfed.protocol import codec_kernels  # noqa: PLC0415 - loads numba
+
+    squares = float(codec_kernels.squared_norm(change))
+    return squares if math.isfinite(squares) else math.nan
 
 
 CODECS: Mapping[str, Codec] = MappingProxyType(
