@@ -11,6 +11,7 @@ Bytes a peer a round are compared with degree x encoded size.
 import argparse
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -177,7 +178,7 @@ def report_idle(arguments: argparse.Namespace, daemons: Daemons) -> None:
         f"{memory:.0f} MB in the daemon without its trainer"
     )
     config = str(daemons.running[0].site.path)
-    command = ["p2pfed", "status", "--json", "--config", config]
+    command = [sys.executable, "-m", "p2pfed", "status", "--json", "--config", config]
     times = []
     for _ in range(5):
         began = time.monotonic()

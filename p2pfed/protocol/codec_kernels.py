@@ -1,7 +1,7 @@
-"""Compiled loops of the int8 codec. Import this module late: it loads numba.
+"""Compiled loops of the codecs. Import this module late: it loads numba.
 
-No fastmath where models are made: the decoder must give the same bits on every machine, so a product and a sum stay
-two separately rounded float32 operations.
+No fastmath where models are made: the decoder must give the same bits on every machine, so a
+product and a sum stay two separately rounded float32 operations.
 """
 
 import numpy as np

@@ -33,7 +33,7 @@ BAD_DATA = {
     "missing": (lambda hospital: (hospital.directory / "data.csv").unlink(), "No such file"),
     "empty": (data(""), "empty"),
     "header only": (data("a,b,outcome\n"), "no"),
-    "unknown column": (data(rows().replace("a,b", "a,c")), "'b'"),
+    "unknown column": (data(rows().replace("a,b", "a,c")), "column"),
     "all labels alike": (data("a,b,outcome\n" + "1,2,1\n" * 60), "all 60 labels are alike"),
     "label missing": (data(rows(label="")), "row 61"),
     "label of another kind": (data(rows(label="2")), "row 61"),
