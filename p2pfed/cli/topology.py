@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from p2pfed.cli.status_view import wide_console
+from p2pfed.cli.status_view import size, wide_console
 from p2pfed.errors import UsageError
 from p2pfed.topology import load_topology
 from p2pfed.topology.diff import compare
@@ -52,13 +52,11 @@ def _print(console: Console, report: CheckReport) -> None:
         (
             "mixing",
             f"spectral gap {report.spectral_gap:.3f}, disagreement falls to 1 % in "
-            f"{report.mixing_time_rounds:.0f} rounds of gossip",
+            f"{report.mixing_time_rounds} rounds of gossip",
         ),
-        (
-            "rule",
-            f"{report.rule}, b = {report.byzantine_neighbours}; no rule survives "
-            f"{report.byzantine_limit:.2f} or more Byzantine neighbours on this graph",
-        ),
+        ("rule", f"{report.rule}, b = {report.byzantine_neighbours}"),
+        *_hostility(report),
+        ("weak sites", ", ".join(report.weak_sites) or "none"),
     ]
     grid = Table.grid(padding=(0, 2))
     for label, text in facts:
@@ -66,17 +64,38 @@ def _print(console: Console, report: CheckReport) -> None:
     console.print(grid)
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     columns = ["site", "neighbours", "safe for b up to", "a lie to two neighbours meets within"]
-    for column in (*columns, *(["sends a round"] if report.bytes_per_round else [])):
+    sizes_known = any(site.bytes_per_round is not None for site in report.sites)
+    for column in (*columns, *(["sends a round"] if sizes_known else [])):
         table.add_column(column)
     for site in report.sites:
         hops = "never" if site.detour_hops is None else f"{site.detour_hops} hops"
         row = [site.name, str(site.degree), str(site.tolerates), hops]
-        if report.bytes_per_round:
-            row.append(f"{report.bytes_per_round[site.name]} bytes")
+        if site.bytes_per_round is not None:
+            row.append(size(site.bytes_per_round))
         table.add_row(*row)
     console.print(table)
     for warning in report.warnings:
         console.print(f"[yellow]warning[/yellow]  {warning}")
+
+
+def _hostility(report: CheckReport) -> list[tuple[str, str]]:
+    """What theory says of hostile sites; nothing on a graph that varies."""
+    facts: list[tuple[str, str]] = []
+    if report.byzantine_limit is not None:
+        facts.append(
+            (
+                "hostility",
+                f"no rule has a guarantee from {report.byzantine_limit:.2f} Byzantine neighbours "
+                "a site on",
+            )
+        )
+    hostile = report.hostile_sites
+    if hostile is not None:
+        text = f"{hostile.borne} hostile sites are borne wherever they are"
+        if hostile.breaking is not None:
+            text += f"; {hostile.breaking} break it at {', '.join(hostile.placement)}"
+        facts.append(("", text))
+    return facts
 
 
 @app.command()

@@ -122,12 +122,10 @@ def check(topology: Topology, parameters: int | None = None) -> CheckReport:
         byzantine_neighbours=topology.file.aggregation.byzantine_neighbours,
         sites=sites,
         weak_sites=_weak_sites(sites),
-        warnings=tuple(
-            [
-                *_shape_warnings(topology, union, sites),
-                *_rule_warnings(topology, sites, mu2),
-                *_address_warnings(topology, union),
-            ]
+        warnings=(
+            *_shape_warnings(topology, union, sites),
+            *_rule_warnings(topology, sites, mu2),
+            *_address_warnings(topology, union),
         ),
     )
 

@@ -68,7 +68,7 @@ def _margin(adjacency: npt.NDArray[np.float64], hostile: list[int]) -> float:
     """What is left below the breakdown point, in Byzantine neighbours."""
     honest = np.setdiff1d(np.arange(len(adjacency)), hostile)
     connectivity = second_laplacian_eigenvalue(adjacency[np.ix_(honest, honest)])
-    most = float(adjacency[np.ix_(honest, hostile)].sum(axis=1).max())
+    most = float(adjacency[honest][:, hostile].sum(axis=1).max())
     # Rounded, so that equal placements tie and the first is taken on every machine.
     return round(BREAKDOWN_FRACTION * connectivity - most, 9)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import tomllib
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -106,7 +107,7 @@ def new_topology(
 
 def _edges(peers: Sequence[str]) -> str:
     closed = [*peers, peers[0]] if len(peers) > 2 else peers
-    pairs = zip(closed, closed[1:], strict=False)
+    pairs = itertools.pairwise(closed)
     return "edges = [\n" + "".join(f'    ["{a}", "{b}"],\n' for a, b in pairs) + "]\n"
 
 
