@@ -1,8 +1,8 @@
 """A new topology file, with a comment on everything that an operator may want to change."""
 
 import hashlib
-import tomllib
 import itertools
+import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType

@@ -45,7 +45,8 @@ def second_eigenvalue_modulus(matrix: npt.NDArray[np.float64]) -> float:
 def contraction_per_round(matrices: Sequence[npt.NDArray[np.float64]]) -> float:
     """The factor by which disagreement shrinks in a round, at worst, where each of
     ``matrices``, shape (n, n) and symmetric, mixes one round: the spectral norm of their
-    product beside the average, as a geometric mean. For one symmetric matrix it is the second largest eigenvalue
+    product beside the average, as a geometric mean. For one symmetric matrix it is the second
+    largest eigenvalue
     modulus; 0 where the rounds together average exactly.
     """
     count = len(matrices[0])
