@@ -3,6 +3,8 @@
 import json
 import signal
 import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -38,13 +40,13 @@ def demo(
     ] = None,
 ) -> None:
     """Run four hospitals as four daemons on this machine, and show what they gain."""
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    interrupted = _heed_signals()
     options = DemoOptions(rounds, seed, rule, topology)
     console = Console(stderr=json_output)
     with tempfile.TemporaryDirectory(prefix="p2pfed-") as temporary:
         directory = _prepare(keep) if keep is not None else Path(temporary)
         if json_output:
-            report = run_demo(name, directory, options, lambda _: None, lambda _: None)
+            report = run_demo(name, directory, options, lambda _: None, lambda _: interrupted())
             typer.echo(json.dumps(report))
             return
         with Live(console=console, refresh_per_second=4, transient=True) as live:
@@ -53,7 +55,7 @@ def demo(
                 directory,
                 options,
                 live.console.print,
-                lambda found: live.update(_progress(found)),
+                lambda found: (interrupted(), live.update(_progress(found))),
             )
         console.print(_result(report))
         console.print(
@@ -64,9 +66,25 @@ def demo(
             console.print(f"everything is kept in {directory}")
 
 
-def _as_interrupt(_number: int, _frame: FrameType | None) -> None:
-    """A terminated demo stops its daemons, as an interrupted one does."""
-    raise KeyboardInterrupt
+def _heed_signals() -> Callable[[], None]:
+    """A terminated demo stops its daemons, as an interrupted one does.
+
+    :returns: a check that raises KeyboardInterrupt once a signal came: Python drops the
+        exception where the signal finds it in a finaliser, and the demo would go on.
+    """
+    came = threading.Event()
+
+    def take(_number: int, _frame: FrameType | None) -> None:
+        came.set()
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if came.is_set():
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, take)
+    return check
 
 
 def _prepare(keep: Path) -> Path:

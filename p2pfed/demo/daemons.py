@@ -116,7 +116,7 @@ class Daemons:
             site.reap(until)
 
     def wait_until_finished(
-        self, progress: Callable[[dict[str, Status | None]], None]
+        self, progress: Callable[[dict[str, Status | None]], object]
     ) -> dict[str, Status]:
         """Poll until every site has done its last round.
 
