@@ -50,13 +50,12 @@ def demo(
             typer.echo(json.dumps(report))
             return
         with Live(console=console, refresh_per_second=4, transient=True) as live:
-            report = run_demo(
-                name,
-                directory,
-                options,
-                live.console.print,
-                lambda found: (interrupted(), live.update(_progress(found))),
-            )
+
+            def show(found: dict[str, Status | None]) -> None:
+                interrupted()
+                live.update(_progress(found))
+
+            report = run_demo(name, directory, options, live.console.print, show)
         console.print(_result(report))
         console.print(
             f"{report['rounds']} rounds, {size(report['bytes_sent'])} sent by all sites, "

@@ -116,7 +116,7 @@ class Daemons:
             site.reap(until)
 
     def wait_until_finished(
-        self, progress: Callable[[dict[str, Status | None]], object]
+        self, progress: Callable[[dict[str, Status | None]], None]
     ) -> dict[str, Status]:
         """Poll until every site has done its last round.
 

@@ -20,7 +20,7 @@ def run_demo(
     directory: Path,
     options: DemoOptions,
     say: Callable[[str], None],
-    progress: Callable[[dict[str, Status | None]], object],
+    progress: Callable[[dict[str, Status | None]], None],
 ) -> dict[str, Any]:
     """Run the federation of demo ``name`` under ``directory`` and return its report.
 
