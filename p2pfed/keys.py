@@ -43,8 +43,6 @@ def parse_public_key(text: str) -> bytes:
     :returns: 32 bytes.
     :raises ValueError: with what is wrong with ``text``.
     """
-    if text.startswith("PASTE"):
-        raise ValueError("paste the [[peer]] block that p2pfed init printed at that site")
     if not text.startswith(PUBLIC_KEY_PREFIX):
         raise ValueError(f"a public key starts with {PUBLIC_KEY_PREFIX!r}")
     encoded = text.removeprefix(PUBLIC_KEY_PREFIX)

@@ -17,7 +17,6 @@ from p2pfed.daemon.control_link import LONG_TIMEOUT_SECONDS, DaemonLink
 from p2pfed.errors import ControlTimeoutError, ExitCode, NotRunningError, P2pfedError
 
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
-WATCH_INTERVAL_SECONDS = 1.0
 STOP_TIMEOUT_SECONDS = 60.0
 STOP_POLL_SECONDS = 0.1
 

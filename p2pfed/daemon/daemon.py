@@ -409,6 +409,7 @@ class Daemon:
         if topology.digest == self.topology.digest:
             return ReloadResult(topology.digest.hex(), ["nothing changed"])
         changes = [change.what for change in compare(self.topology, topology)]
+        former = set(self._neighbour_ids())
         self.topology = self._status.topology = topology
         self._membership.change_topology(topology)
         self._book.set_listed(self._listed_addresses())
@@ -421,6 +422,8 @@ class Daemon:
         )
         self._runtime.change_plan(plan, peer_ids_of(topology))
         self._links.set_neighbours(self._neighbour_ids())
+        for peer_id in former - set(self._neighbour_ids()):
+            self._runtime.outbox.forget(peer_id)
         log.info("topology reloaded", topology=topology.digest.hex()[:12], changes=changes)
         for peer_id in self._neighbour_ids():
             # Both ends must compare the new file; who has not reloaded yet says so.

@@ -17,6 +17,7 @@ from p2pfed.settings import Settings
 
 SCHEMA_VERSION = 1
 MAX_PEERS = 1000
+PLACEHOLDER_KEY = "PASTE-THE-KEY-THAT-p2pfed-init-PRINTED"  # in a new file
 MAX_ADDRESSES = 8
 MAX_INTEGER = 2**63 - 1  # TOML promises no more, and the digest holds no more
 MAX_OPTIONS_DEPTH = 16  # tables within tables
@@ -35,6 +36,8 @@ def _as_tuple(value: object) -> object:
 
 
 def _public_key(text: str) -> str:
+    if text == PLACEHOLDER_KEY:
+        raise ValueError("paste the [[peer]] block that p2pfed init printed at that site")
     parse_public_key(text)
     return text
 

@@ -10,9 +10,8 @@ from types import MappingProxyType
 from p2pfed.errors import ConfigurationError
 from p2pfed.keys import KEY_BYTES, format_public_key
 from p2pfed.rules_catalogue import DEFAULT_RULE, RULES
+from p2pfed.topology.file import PLACEHOLDER_KEY
 from p2pfed.topology.topology import parse_topology
-
-PLACEHOLDER_KEY = "PASTE-THE-KEY-THAT-p2pfed-init-PRINTED"
 
 _HEAD = """\
 # Topology file of the federation {federation}. Every site holds the same file; p2pfed compares
