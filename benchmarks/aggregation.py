@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parameters", type=int, default=10_000_000)
     parser.add_argument("--models", type=int, default=5, help="the own model and its neighbours")
-    parser.add_argument("--threads", type=int, default=2, help="of the rules; the copy has one")
+    parser.add_argument("--threads", type=int, default=1, help="of the rules; the copy has one")
     parser.add_argument("--repetitions", type=int, default=5)
     arguments = parser.parse_args()
     generator = np.random.default_rng(0)

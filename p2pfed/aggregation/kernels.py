@@ -98,23 +98,24 @@ def order_statistic(
     start: int,
     stop: int,
     out: Vector,
-    squares: Wide,
-) -> None:
+) -> bool:
     """out = the mean of the ranks first..last of {own, others} in each coordinate.
 
     :param network: shape (c, 2): the pairs (low, high) that a sorting network exchanges.
-    :param squares: as in ``squared_distances``, in the same pass.
+    :returns: whether a value of the range is not finite.
     """
     count = len(others) + 1
     first, last = ranks
     rows = np.empty((count, BLOCK), np.float32)
+    bad = False
     for begin in range(start, stop, BLOCK):
         end = min(begin + BLOCK, stop)
         width = end - begin
         rows[0, :width] = own[begin:end]
         for j in range(count - 1):
             rows[j + 1, :width] = others[j][begin:end]
-            squares[j] += squared_distance(rows[0, :width], rows[j + 1, :width])
+        for j in range(count):
+            bad |= not np.isfinite(rows[j, :width]).all()
         for step in range(network.shape[0]):
             compare_and_exchange(rows[network[step, 0], :width], rows[network[step, 1], :width])
         if first == last:
@@ -125,6 +126,7 @@ def order_statistic(
                 for row in range(first, last + 1):
                     total += np.float64(rows[row, i])
                 out[begin + i] = np.float32(total / (last - first + 1))
+    return bad
 
 
 @compiled(fastmath={"reassoc"})

@@ -43,7 +43,8 @@ class NeighbourModel:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a rule did. ``weights`` are effective: after clipping, 0 where dropped; a
-    coordinate-wise rule has no such thing and reports equal shares."""
+    coordinate-wise rule has no such thing and reports equal shares. ``distances`` are
+    ||z_j||, where the rule looks at them."""
 
     rule: str
     weights: Mapping[str, float]
@@ -69,6 +70,10 @@ class _Inputs:
         from p2pfed.aggregation import kernels  # noqa: PLC0415 - loads numba
 
         return kernels.as_list([neighbour.vector for neighbour in self.neighbours])
+
+    def vectors(self) -> tuple[Vector, ...]:
+        """y, y_1..y_k, as the kernels made for their number take them."""
+        return (self.own, *(neighbour.vector for neighbour in self.neighbours))
 
     def over_parts(self, work: Callable[[int, int], T]) -> list[T]:
         """``work(start, stop)`` for every part of the parameters, its results in order."""
@@ -166,13 +171,21 @@ def _roots(inputs: _Inputs, squares: Wide) -> dict[str, float]:
 
 def _combine(inputs: _Inputs, weights: Mapping[str, float]) -> None:
     """out = y + sum_j weights[j] z_j."""
-    from p2pfed.aggregation import kernels  # noqa: PLC0415 - loads numba
+    from p2pfed.aggregation import kernels, specialised  # noqa: PLC0415 - loads numba
 
-    models = inputs.models()
     shares = np.array([weights[name] for name in inputs.names])
+    count = len(inputs.neighbours) + 1
+    if specialised.worthwhile(count, inputs.own.shape[0]):
+        own_kernel = specialised.combine_kernel(count)
+        vectors = inputs.vectors()
 
-    def part(start: int, stop: int) -> None:
-        kernels.combine(inputs.own, models, shares, start, stop, inputs.out)
+        def part(start: int, stop: int) -> None:
+            own_kernel(vectors, shares, start, stop, inputs.out)
+    else:
+        models = inputs.models()
+
+        def part(start: int, stop: int) -> None:
+            kernels.combine(inputs.own, models, shares, start, stop, inputs.out)
 
     inputs.over_parts(part)
 
@@ -221,21 +234,27 @@ def _clipped_gossip(inputs: _Inputs) -> Outcome:
 
 def _order_statistic(inputs: _Inputs, rule: str, first: int, last: int) -> Outcome:
     """Per coordinate, the mean of ranks ``first`` to ``last`` among {y, y_1..y_k}."""
-    from p2pfed.aggregation import kernels  # noqa: PLC0415 - loads numba
+    from p2pfed.aggregation import kernels, specialised  # noqa: PLC0415 - loads numba
 
     count = len(inputs.neighbours) + 1
-    network = selection_network(count, first, last)
-    models = inputs.models()
+    if specialised.worthwhile(count, inputs.own.shape[0]):
+        own_kernel = specialised.order_statistic_kernel(count, first, last)
+        vectors = inputs.vectors()
 
-    def part(start: int, stop: int) -> Wide:
-        squares = np.zeros(count - 1)
-        kernels.order_statistic(
-            inputs.own, models, network, (first, last), start, stop, inputs.out, squares
-        )
-        return squares
+        def part(start: int, stop: int) -> bool:
+            return own_kernel(vectors, start, stop, inputs.out)
+    else:
+        network, models = selection_network(count, first, last), inputs.models()
 
-    distances = _roots(inputs, sum(inputs.over_parts(part), np.zeros(count - 1)))
-    return Outcome(rule, dict.fromkeys(distances, 1.0 / count), distances)
+        def part(start: int, stop: int) -> bool:
+            ranks = (first, last)
+            return bool(
+                kernels.order_statistic(inputs.own, models, network, ranks, start, stop, inputs.out)
+            )
+
+    if any(inputs.over_parts(part)):
+        _distances(inputs)  # finds the model that is not finite, and raises
+    return Outcome(rule, dict.fromkeys(inputs.names, 1.0 / count), {})
 
 
 def _coordinate_median(inputs: _Inputs) -> Outcome:
@@ -260,7 +279,8 @@ def _geometric_median(inputs: _Inputs) -> Outcome:
     from p2pfed.aggregation import kernels  # noqa: PLC0415 - loads numba
 
     count = len(inputs.neighbours) + 1
-    distances = _order_statistic(inputs, "geometric_median", (count - 1) // 2, count // 2).distances
+    distances = _distances(inputs)
+    _order_statistic(inputs, "geometric_median", (count - 1) // 2, count // 2)
     models = inputs.models()
 
     def part(start: int, stop: int) -> tuple[Wide, Wide]:

@@ -37,7 +37,6 @@ NORM_SAMPLES_NEEDED = 8  # fewer say too little to refuse anything by
 NORM_BOUND_FACTOR = 1000.0  # times the running median; beyond it a delta is damage, not training
 MIXING_CHUNK_PARAMETERS = 1 << 16
 SNAPSHOT_CODEC = "float32"
-AGGREGATION_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +299,6 @@ class RoundWork:
             models,
             pending.array,
             byzantine_neighbours=self._byzantine_neighbours,
-            threads=AGGREGATION_THREADS,
         )
         step = np.float32(self._mixing_step)
         for start in range(0, self.dimension, MIXING_CHUNK_PARAMETERS):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pfed.aggregation import NeighbourModel, Outcome, aggregate, rules
+from p2pfed.aggregation import NeighbourModel, Outcome, aggregate, rules, specialised
 from p2pfed.aggregation.rules import WEISZFELD_FLOOR, WEISZFELD_STEPS
 from p2pfed.aggregation.sorting_network import batcher, selection_network
 from p2pfed.errors import AggregationError
@@ -157,6 +157,21 @@ def test_the_largest_finite_values_do_not_overflow(rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("k", [1, 2, 4, 7])
+def test_kernels_made_for_large_models_give_the_same_bits(
+    rule: str, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, others = cloud(dimension=20_001, k=k)
+    plain, _ = run(rule, own, others)
+    monkeypatch.setattr(specialised, "WORTHWHILE_PARAMETERS", 1)
+    special, _ = run(rule, own, others)
+    assert special.tobytes() == plain.tobytes()
+    others[0][17] = np.inf
+    with pytest.raises(AggregationError, match="n00"):
+        run(rule, own, others)
+
+
+@pytest.mark.parametrize("rule", list(RULES))
 def test_the_number_of_threads_changes_not_a_bit(
     rule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,7 +266,7 @@ def test_mapped_models_are_streamed_and_memory_does_not_grow_with_their_number(
             vectors.append(vector)
         own, out, *others = vectors
         models = [NeighbourModel(f"n{i}", other, 0.1) for i, other in enumerate(others)]
-        aggregate(rule, own[:10], [], np.empty(10, np.float32))
+        aggregate(rule, own, models, out, byzantine_neighbours=1)  # compiles what it needs
         tracemalloc.start()
         aggregate(rule, own, models, out, byzantine_neighbours=1)
         peaks.append(tracemalloc.get_traced_memory()[1])
