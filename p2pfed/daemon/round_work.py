@@ -9,6 +9,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,12 @@ class RoundWork:
         context = self._context(
             plan, Kind.DELTA, self._codec, command.round_number, command.sequence
         )
-        with self._store.outbox_file(command.sequence) as file:
+        with (
+            ThreadPoolExecutor(1) as beside,
+            self._store.outbox_file(command.sequence) as file,
+        ):
+            # Hashing and storing the trained model takes as long as sealing its change does.
+            stored = beside.submit(self._store.put_vector, trained)
             sealed = publish(
                 trained,
                 self._genesis if against_genesis else self._own_replica(),
@@ -184,7 +190,7 @@ class RoundWork:
             replica_before=command.replica_before,
         )
         self._store.keep_vector(after, sealed.replica_after)
-        self._trained_digest = self._store.put_vector(trained)
+        self._trained_digest = stored.result()
         self._optimiser_digest = self._store.put_vector(optimiser)
         generation = Generation(
             round_number=command.round_number,
