@@ -95,7 +95,8 @@ class Neighbour:
         header = signed.header
         if self.quarantined:
             return OfferDecision(AnswerCode.REFUSED, "quarantined for equivocation")
-        if header.replica_after == self.tip():
+        # A delta may change nothing and still be its round's: the sequence tells them apart.
+        if header.replica_after == self.tip() and header.sequence <= self.highest_sequence():
             return OfferDecision(AnswerCode.HAVE, "")
         if header.round_number > newest_round:
             return OfferDecision(

@@ -438,14 +438,14 @@ class RoundEngine:
             self._commands.append(do.SendSnapshot(site))
 
     def _repair(self, event: on.WantArrived) -> None:
-        if self.published is None or event.replica_held == self._replica:
+        if self.published is None:
             return
         if event.site not in self.neighbours or self.neighbours[event.site].quarantined:
             return
         missing = self._retained.after(event.replica_held)
         if missing:
             self._commands.extend(do.SendDelta(event.site, s.digest) for s in missing)
-        else:
+        elif event.replica_held != self._replica:
             self._commands.append(do.SendSnapshot(event.site))
 
     def _observe(self, sender: str, signed: SignedHeader, heard_from: str) -> None:

@@ -1,5 +1,6 @@
 """Playbooks of the round engine: events in, the exact commands out."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import pytest
@@ -284,6 +285,21 @@ def test_the_same_delta_again_is_not_taken_twice_and_an_old_one_is_stale() -> No
     later.handle(on.Started(), 0.0)
     answer = answer_of(later.handle(on.OfferArrived("b", signed("b", 2)), 1.0))
     assert answer.code is AnswerCode.STALE
+
+
+def test_a_delta_that_changes_nothing_is_still_its_rounds() -> None:
+    peer = collecting("b")
+    idle = signed("b", 0)
+    unchanged = SignedHeader(
+        dataclasses.replace(idle.header, replica_after=GENESIS),
+        idle.encoded,
+        idle.signature,
+        idle.digest,
+    )
+    commands = deliver(peer, unchanged, 3.0)
+    assert any(isinstance(command, do.Aggregate) for command in commands)
+    [again] = peer.handle(on.OfferArrived("b", unchanged), 4.0)
+    assert again == do.AnswerOffer("b", AnswerCode.HAVE, "")
 
 
 def test_after_a_lost_replica_a_snapshot_of_the_same_state_is_taken() -> None:
