@@ -1,12 +1,14 @@
 """``p2pfed topology``: check, show, new, diff."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from p2pfed.cli.status_view import size, wide_console
 from p2pfed.errors import UsageError
@@ -17,6 +19,7 @@ from p2pfed.topology.lint import CheckReport
 from p2pfed.topology.lint import check as check_topology
 
 DIFFERENT_EXIT_CODE = 1  # as diff(1)
+DIFF_SCHEMA_VERSION = 1
 
 app = typer.Typer(help="Check, draw, make and compare topology files.", no_args_is_help=True)
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -40,11 +43,10 @@ def check(
 
 
 def _print(console: Console, report: CheckReport) -> None:
-    over = f" over {report.rounds_examined} rounds" if report.rounds_examined > 1 else ""
     facts = [
         ("federation", f"{report.federation}, digest {report.digest[:12]}"),
-        ("graph", f"{report.kind}{over}: {report.peers} peers, {report.edges} edges"),
-        ("diameter", f"{report.diameter} hops"),
+        ("graph", f"{report.kind}{_span(report)}: {report.peers} peers, {report.edges} edges"),
+        ("diameter", _hops(report.diameter)),
         (
             "failures",
             f"stays connected without any {report.vertex_connectivity - 1} of its sites",
@@ -52,7 +54,7 @@ def _print(console: Console, report: CheckReport) -> None:
         (
             "mixing",
             f"spectral gap {report.spectral_gap:.3f}, disagreement falls to 1 % in "
-            f"{report.mixing_time_rounds} rounds of gossip",
+            f"{_count(report.mixing_time_rounds, 'round')} of gossip",
         ),
         ("rule", f"{report.rule}, b = {report.byzantine_neighbours}"),
         *_hostility(report),
@@ -68,14 +70,32 @@ def _print(console: Console, report: CheckReport) -> None:
     for column in (*columns, *(["sends a round"] if sizes_known else [])):
         table.add_column(column)
     for site in report.sites:
-        hops = "never" if site.detour_hops is None else f"{site.detour_hops} hops"
-        row = [site.name, str(site.degree), str(site.tolerates), hops]
+        degree = str(site.degree)
+        if site.largest_degree > site.degree:
+            degree += f" to {site.largest_degree}"
+        hops = "never" if site.detour_hops is None else _hops(site.detour_hops)
+        row = [site.name, degree, str(site.tolerates), hops]
         if site.bytes_per_round is not None:
             row.append(size(site.bytes_per_round))
         table.add_row(*row)
     console.print(table)
     for warning in report.warnings:
-        console.print(f"[yellow]warning[/yellow]  {warning}")
+        console.print(Text.assemble(("warning", "yellow"), "  ", warning))
+
+
+def _span(report: CheckReport) -> str:
+    if report.rounds_examined == 1:
+        return ""
+    rounds = f"{report.rounds_examined} rounds"
+    return f", all {rounds} of its period" if report.repeats else f", a sample of {rounds}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _hops(number: int) -> str:
+    return _count(number, "hop")
 
 
 def _hostility(report: CheckReport) -> list[tuple[str, str]]:
@@ -91,9 +111,12 @@ def _hostility(report: CheckReport) -> list[tuple[str, str]]:
         )
     hostile = report.hostile_sites
     if hostile is not None:
-        text = f"{hostile.borne} hostile sites are borne wherever they are"
+        text = f"clipping has one against {_count(hostile.borne, 'hostile site')} wherever they are"
         if hostile.breaking is not None:
-            text += f"; {hostile.breaking} break it at {', '.join(hostile.placement)}"
+            text += (
+                f"; against {hostile.breaking} in the worst place "
+                f"({', '.join(hostile.placement)}) no rule has"
+            )
         facts.append(("", text))
     return facts
 
@@ -104,26 +127,35 @@ def show(
     form: Annotated[Literal["terminal", "svg", "png"], typer.Option("--format")] = "terminal",
     output: Annotated[Path | None, typer.Option(help="Where the picture goes.")] = None,
 ) -> None:
-    """Draw a topology."""
+    """Draw a topology; a picture goes beside the file unless --output says where."""
     from p2pfed.topology.draw import draw, sketch
 
     topology = load_topology(file)
     if form == "terminal":
+        if output is not None:
+            raise UsageError("--output is for pictures: give --format svg or png as well")
         typer.echo(sketch(topology))
         return
     target = output or file.with_suffix(f".{form}")
-    draw(topology, target, form)
+    try:
+        draw(topology, target, form)
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written: {error.strerror}") from error
     typer.echo(str(target))
 
 
-@app.command()
-def new(
+@app.command("new")
+def new_file(
     kind: Annotated[str, typer.Argument(help=f"One of {', '.join(GRAPH_KEYS)}.")],
     name: Annotated[str, typer.Option(help="The federation's name.")],
     peers: Annotated[str, typer.Option(help="Site names, with commas between.")],
-    degree: Annotated[int | None, typer.Option(min=1)] = None,
-    rows: Annotated[int | None, typer.Option(min=2)] = None,
-    columns: Annotated[int | None, typer.Option(min=2)] = None,
+    degree: Annotated[
+        int | None, typer.Option(help="random_regular, small_world, random_per_round.")
+    ] = None,
+    rewiring: Annotated[float | None, typer.Option(help="small_world: a probability.")] = None,
+    rows: Annotated[int | None, typer.Option(help="torus.")] = None,
+    columns: Annotated[int | None, typer.Option(help="torus.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The random kinds.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="The file to make; never overwritten.")
     ] = None,
@@ -133,37 +165,52 @@ def new(
 
     if kind not in GRAPH_KEYS:
         raise UsageError(f"no graph of kind {kind!r}; there are: {', '.join(GRAPH_KEYS)}")
-    given = {"degree": degree, "rows": rows, "columns": columns}
-    text = new_topology(
-        name,
-        kind,
-        [peer.strip() for peer in peers.split(",") if peer.strip()],
-        graph_keys={key: value for key, value in given.items() if value is not None},
-    )
+    given = {
+        "degree": degree,
+        "rewiring": rewiring,
+        "rows": rows,
+        "columns": columns,
+        "seed": seed,
+    }
+    names = [peer.strip() for peer in peers.split(",") if peer.strip()]
+    try:
+        text = new_topology(
+            name, kind, names, {key: value for key, value in given.items() if value is not None}
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     if output is None:
-        typer.echo(text)
+        typer.echo(text, nl=False)
         return
     try:
         with output.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
         raise UsageError(f"{output} exists already and is never overwritten") from None
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written: {error.strerror}") from error
     typer.echo(f"{output}: replace each key by the one that p2pfed init printed at that site")
 
 
 @app.command()
-def diff(old: FileArgument, new_file: FileArgument, json_output: JsonOption = False) -> None:
+def diff(
+    old: Annotated[Path, typer.Argument(help="A topology file.")],
+    new: Annotated[Path, typer.Argument(help="The file to compare it with.")],
+    json_output: JsonOption = False,
+) -> None:
     """Compare two topology files by what they mean. Exit code 1: they differ."""
-    before, after = load_topology(old), load_topology(new_file)
+    before, after = load_topology(old), load_topology(new)
     changes = compare(before, after)
     if json_output:
         typer.echo(
             json.dumps(
                 {
+                    "schema_version": DIFF_SCHEMA_VERSION,
                     "old": before.digest.hex(),
                     "new": after.digest.hex(),
-                    "changes": [{"what": c.what, "reload": c.reload} for c in changes],
-                }
+                    "changes": [{"what": change.what, **asdict(change)} for change in changes],
+                },
+                indent=2,
             )
         )
     else:

@@ -50,7 +50,6 @@ seed = 0                  # of the model that every site starts from
 [task.options]
 label = "outcome"         # a column of 0 and 1
 model = "logistic_regression"
-hidden = [16]             # used by model = "mlp"
 batch_size = 32
 learning_rate = 0.1
 

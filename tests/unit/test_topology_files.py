@@ -1,42 +1,22 @@
 """Topology files: what is read, what is refused, what their digest means."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
+from topology_documents import document, identity, key, load
 
 from p2pfed.errors import ConfigurationError
-from p2pfed.keys import Identity, format_public_key
-from p2pfed.topology import Topology, load_topology
-from p2pfed.topology.diff import compare
-from p2pfed.topology.file import TopologyFile
+from p2pfed.topology import load_topology
+from p2pfed.topology.diff import compare, fixed_changes, reloadable_fields
+from p2pfed.topology.file import MAX_OPTIONS_DEPTH, TopologyFile
 from p2pfed.topology.lint import check
 from p2pfed.topology.template import new_topology
 
 EXAMPLES = Path(__file__).parents[2] / "topology"
-
-
-def key(number: int) -> str:
-    return format_public_key(Identity(bytes([number]) * 32, b"\x01" * 32).public_key)
-
-
-def document(names: str = "abcd", **tables: Any) -> dict[str, Any]:
-    return {
-        "schema_version": 1,
-        "federation": {"name": "test"},
-        "graph": {"kind": "ring"},
-        "task": {"kind": "tabular"},
-        **tables,
-        "peer": [{"name": name, "key": key(ord(name))} for name in names],
-    }
-
-
-def load(directory: Path, content: dict[str, Any] | str) -> Topology:
-    path = directory / "topology.toml"
-    path.write_text(content if isinstance(content, str) else tomli_w.dumps(content))
-    return load_topology(path)
 
 
 def problems(directory: Path, content: dict[str, Any] | str) -> dict[str, str]:
@@ -52,21 +32,51 @@ def test_every_example_is_sound(path: Path) -> None:
     assert not [warning for warning in report.warnings if "no rule survives" in warning]
 
 
-def test_the_page_names_every_key() -> None:
-    page = (EXAMPLES / "README.md").read_text()
-    for table, field in TopologyFile.model_fields.items():
-        assert f"`{field.alias or table}" in page, table
-        for annotation in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            for name, inner in getattr(annotation, "model_fields", {}).items():
-                assert f"`{inner.alias or name}`" in page, name
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_task_of_every_example_is_sound(path: Path) -> None:
+    from p2pfed.training.tabular import TabularOptions
+
+    TabularOptions.model_validate(load_topology(path).file.task.options)
 
 
-def test_every_field_says_what_a_reload_does() -> None:
-    for field in TopologyFile.model_fields.values():
-        for annotation in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            for name, inner in getattr(annotation, "model_fields", {}).items():
-                assert inner.description, name
-                assert isinstance(inner.json_schema_extra["reload"], bool), name
+def page_rows() -> dict[tuple[str, str], tuple[str, bool]]:
+    """What the page says of each key of each table: its default, and of a reload."""
+    rows = {}
+    for line in (EXAMPLES / "README.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) == 4 and cells[0].startswith("`") and "`: `" in cells[0]:
+            table, keys = cells[0].split(": ")
+            for name in keys.split(", "):
+                rows[table.strip("`"), name.strip("`")] = (cells[2], cells[3] == "yes")
+    return rows
+
+
+def test_the_page_has_every_key_and_says_what_a_reload_does() -> None:
+    truth = {
+        (table, name): reload
+        for table, keys in reloadable_fields().items()
+        for name, reload in keys.items()
+    }
+    assert {place: reload for place, (_, reload) in page_rows().items()} == truth
+
+
+def test_the_page_says_the_defaults() -> None:
+    file = TopologyFile.model_validate(document())
+    for (table, name), (default, _) in page_rows().items():
+        if table in ("round", "aggregation", "codec", "privacy"):
+            assert default == f"{getattr(getattr(file, table), name):{_form(default)}}", name
+
+
+def _form(text: str) -> str:
+    return "g" if text[0].isdigit() else "s"
+
+
+def test_every_field_is_documented() -> None:
+    for table in TopologyFile.model_fields.values():
+        assert table.description
+        for annotation in (table.annotation, *getattr(table.annotation, "__args__", ())):
+            for name, field in getattr(annotation, "model_fields", {}).items():
+                assert field.description, name
 
 
 def test_all_bad_keys_are_reported_at_once(tmp_path: Path) -> None:
@@ -94,7 +104,7 @@ def test_all_bad_keys_are_reported_at_once(tmp_path: Path) -> None:
 def test_two_peers_with_one_name_or_one_key_are_refused(tmp_path: Path) -> None:
     bad = document()
     bad["peer"][2]["name"] = "a"
-    bad["peer"][3]["key"] = key(ord("b"))
+    bad["peer"][3]["key"] = key("b")
     found = problems(tmp_path, bad)
     assert "peer[0] has this name" in found["peer[2].name"]
     assert "peer[1] has this key" in found["peer[3].key"]
@@ -102,7 +112,7 @@ def test_two_peers_with_one_name_or_one_key_are_refused(tmp_path: Path) -> None:
 
 def test_one_key_in_both_spellings_is_still_one_key(tmp_path: Path) -> None:
     bad = document()
-    peer_id = Identity(b"a" * 32, b"\x01" * 32).peer_id
+    peer_id = identity("a").peer_id
     bad["peer"][1] = {"name": "b", "peer_id": peer_id}
     assert "has this key" in problems(tmp_path, bad)["peer[1].key"]
 
@@ -111,10 +121,96 @@ def test_one_key_in_both_spellings_is_still_one_key(tmp_path: Path) -> None:
 def test_a_peer_has_exactly_one_identity(tmp_path: Path, both: bool) -> None:
     bad = document()
     if both:
-        bad["peer"][0]["peer_id"] = Identity(b"a" * 32, b"\x01" * 32).peer_id
+        bad["peer"][0]["peer_id"] = identity("a").peer_id
     else:
         del bad["peer"][0]["key"]
     assert "exactly one of key and peer_id" in problems(tmp_path, bad)["peer[0]"]
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("10.1.0.5:7400", "looks like"),
+        ("/ip4/10.1.0.5/tcp/7400/p2p/12D3KooWx", "leave out /p2p/12D3KooWx"),
+        ("/ip4/10.1.0/tcp/7400", "4 octets"),
+        ("/ip6/fe80::1%eth0/tcp/7400", "zone"),
+        ("/ip6/10.1.0.5/tcp/7400", "At least 3 parts"),
+        ("/dns/-a.example/tcp/7400", "no host name"),
+        ("/dns//tcp/7400", "no host name"),
+        ("/unix/a/tcp/7400", "unknown address kind"),
+        ("/ip4/10.1.0.5/udp/7400", "looks like"),
+        ("/ip4/10.1.0.5/tcp/65536", "no port number"),
+        ("/ip4/10.1.0.5/tcp/+74", "no port number"),
+        ("/ip4/10.1.0.5/tcp/0", "cannot be dialled"),
+    ],
+)
+def test_an_address_that_nobody_can_dial_is_refused(
+    tmp_path: Path, address: str, says: str
+) -> None:
+    bad = document()
+    bad["peer"][1]["addresses"] = [address]
+    assert says in problems(tmp_path, bad)["peer[1].addresses[0]"]
+
+
+def test_addresses_of_every_kind_are_taken(tmp_path: Path) -> None:
+    good = document()
+    addresses = ["/ip4/192.0.2.1/tcp/1", "/ip6/2001:db8::1/tcp/65535"]
+    addresses += [f"/{kind}/p2pfed.hospital.example/tcp/7400" for kind in ("dns", "dns4", "dns6")]
+    good["peer"][0]["addresses"] = addresses
+    assert load(tmp_path, good).peer("a").addresses == tuple(addresses)
+    good["peer"][0]["addresses"] = addresses * 2
+    assert "at most 8" in problems(tmp_path, good)["peer[0].addresses"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("when = 2026-01-02", "options.when is a date"),
+        ("rate = nan", "options.rate is not a finite number"),
+        ("deep = [[1.0, inf]]", "options.deep[0][1] is not a finite number"),
+        ("big = 9223372036854775808", "options.big does not fit 64 bits"),
+        (f"deep = {'[' * 20}{']' * 20}", f"nested more than {MAX_OPTIONS_DEPTH} deep"),
+    ],
+)
+def test_options_hold_only_what_every_site_reads_alike(
+    tmp_path: Path, options: str, says: str
+) -> None:
+    text = tomli_w.dumps(document()) + f"\n[task.options]\n{options}\n"
+    assert says in problems(tmp_path, text)["task.options"]
+
+
+def test_asynchronous_rounds_are_refused_as_not_yet_there(tmp_path: Path) -> None:
+    found = problems(tmp_path, document(round={"mode": "async"}))
+    assert "not available yet" in found["round.mode"]
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"round": {"rounds": 2**63}},
+        {"round": {"quorum": 1.01}},
+        {"round": {"deadline_seconds": 0}},
+        {"round": {"local_steps": True}},
+        {"aggregation": {"mixing_step": 0}},
+        {"aggregation": {"byzantine_neighbours": -1}},
+        {"privacy": {"minimum_records": 1}},
+        {"federation": {"name": "No Capitals"}},
+        {"task": {"kind": "tabular", "seed": 2**63}},
+        {"graph": {"kind": "random_regular", "degree": 3, "seed": 2**64}},
+    ],
+    ids=str,
+)
+def test_values_out_of_range_are_refused_by_their_key(
+    tmp_path: Path, tables: dict[str, Any]
+) -> None:
+    ((table, keys),) = tables.items()
+    assert list(problems(tmp_path, document(**tables))) == [f"{table}.{list(keys)[-1]}"]
+
+
+@pytest.mark.parametrize("task", [{"kind": "python"}, {"kind": "tabular", "class": "a.b:C"}])
+def test_a_class_goes_with_a_task_in_python(tmp_path: Path, task: dict[str, Any]) -> None:
+    assert "class goes with" in problems(tmp_path, document(task=task))["task"]
+    load(tmp_path, document(task={"kind": "python", "class": "a.b:C"}))
 
 
 def test_bad_edges_are_named(tmp_path: Path) -> None:
@@ -145,6 +241,9 @@ def test_b_that_a_neighbourhood_cannot_bear_is_refused_at_that_site(tmp_path: Pa
         ({"kind": "torus", "rows": 2}, "needs columns"),
         ({"kind": "torus", "rows": 2, "columns": 3}, "are not the 4 peers"),
         ({"kind": "random_regular", "degree": 4}, "degree must be below"),
+        ({"kind": "small_world", "degree": 3}, "degree must be even"),
+        ({"kind": "small_world", "degree": 4}, "below the number of peers"),
+        ({"kind": "explicit"}, "needs edges"),
         ({"kind": "hexagon"}, "Input should be"),
     ],
 )
@@ -161,10 +260,47 @@ def test_another_version_of_the_format_says_what_to_do(tmp_path: Path) -> None:
     assert "version 1" in problems(tmp_path, document() | {"schema_version": 2})["schema_version"]
 
 
-def test_a_new_file_asks_for_the_keys(tmp_path: Path) -> None:
-    found = problems(tmp_path, new_topology("test", "ring", ["a", "b", "c"]))
-    assert set(found) == {f"peer[{i}].key" for i in range(3)}
-    assert "p2pfed init" in found["peer[0].key"]
+@pytest.mark.parametrize(
+    ("kind", "graph_keys"),
+    [
+        ("explicit", {}),
+        ("ring", {}),
+        ("torus", {"rows": 2, "columns": 2}),
+        ("random_regular", {"degree": 2, "seed": 3}),
+        ("small_world", {"degree": 2, "rewiring": 0.5}),
+        ("random_per_round", {"degree": 2}),
+    ],
+)
+def test_a_new_file_lacks_nothing_but_the_keys(
+    tmp_path: Path, kind: str, graph_keys: dict[str, int | float]
+) -> None:
+    text = new_topology("test", kind, list("abcd"), graph_keys)
+    found = problems(tmp_path, text)
+    assert set(found) == {f"peer[{i}].key" for i in range(4)}
+    assert "paste the [[peer]] block that p2pfed init printed" in found["peer[0].key"]
+    filled = tomllib.loads(text)
+    for peer in filled["peer"]:
+        peer["key"] = key(peer["name"])
+    topology = load(tmp_path, filled)
+    assert topology.file.model_dump()["graph"].items() >= graph_keys.items()
+
+
+@pytest.mark.parametrize(
+    ("kind", "peers", "says"),
+    [
+        ("ring", ["a", "a"], "peer[0] has this name"),
+        ("ring", ["A", "b"], "String should match"),
+        ("ring", ['a"\n', "b"], "no name has such characters"),
+        ("ring", ["a"], "at least 2"),
+        ("one_peer_exponential", ["a", "b", "c"], "power of two"),
+        ("random_regular", ["a", "b", "c"], "needs degree"),
+    ],
+)
+def test_a_new_file_that_could_not_be_sound_is_not_written(
+    kind: str, peers: list[str], says: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        new_topology("test", kind, peers)
 
 
 def test_the_digest_is_of_the_meaning_alone(tmp_path: Path) -> None:
@@ -174,6 +310,54 @@ def test_the_digest_is_of_the_meaning_alone(tmp_path: Path) -> None:
     assert load(tmp_path, document()).digest == load(tmp_path, text).digest
     other = document(round={"deadline_seconds": 61})
     assert load(tmp_path, other).digest != load(tmp_path, text).digest
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        {"kind": "complete"},
+        {"kind": "star"},
+        {"kind": "exponential"},
+        {"kind": "torus", "rows": 2, "columns": 3},
+        {"kind": "random_regular", "degree": 3},
+        {"kind": "small_world", "degree": 4},
+        {"kind": "random_per_round", "degree": 2},
+    ],
+    ids=lambda graph: graph["kind"],
+)
+def test_the_order_of_peers_counts_exactly_where_it_makes_another_graph(
+    tmp_path: Path, graph: dict[str, Any]
+) -> None:
+    one = load(tmp_path, document("abcdef", graph=graph))
+    content = document("abcdef", graph=graph)
+    content["peer"].reverse()
+    two = load(tmp_path, content)
+    alike = all(
+        one.neighbours(name, number) == two.neighbours(name, number)
+        for name in one.names
+        for number in one.examined_rounds
+    )
+    assert (one.digest == two.digest) == alike
+    assert bool(compare(one, two)) != alike
+
+
+def test_writing_a_default_out_changes_nothing(tmp_path: Path) -> None:
+    graph = {"kind": "small_world", "degree": 2}
+    plain = load(tmp_path, document(graph=graph))
+    spelt = load(tmp_path, document(graph=graph | {"seed": 0, "rewiring": 0.1}))
+    assert plain.digest == spelt.digest
+    assert compare(plain, spelt) == []
+
+
+def test_true_and_one_are_different_options(tmp_path: Path) -> None:
+    def with_options(**options: object) -> dict[str, Any]:
+        return document(task={"kind": "tabular", "options": options})
+
+    old = load(tmp_path, with_options(a={"x": 1}, b=[1.0, 2]))
+    same = load(tmp_path, with_options(b=[1, 2.0], a={"x": 1.0}))
+    new = load(tmp_path, with_options(a={"x": True}, b=[1, 2]))
+    assert compare(old, same) == []
+    assert fixed_changes(old, new) == ["~ task.options.a.x: 1 -> True"]
 
 
 def test_on_an_explicit_graph_the_order_of_peers_and_edges_means_nothing(tmp_path: Path) -> None:
@@ -195,6 +379,30 @@ def test_a_diff_says_what_a_reload_applies(tmp_path: Path) -> None:
     assert compare(old, old) == []
 
 
+def test_a_diff_tells_new_keys_and_addresses_of_a_peer(tmp_path: Path) -> None:
+    old = load(tmp_path, document())
+    content = document()
+    content["peer"][0] |= {"key": key("z"), "addresses": []}
+    changes = [change.what for change in compare(old, load(tmp_path, content))]
+    assert changes == [
+        f"~ peer a: peer id: {identity('a').peer_id} -> {identity('z').peer_id}",
+        "~ peer a: addresses: /ip4/192.0.2.97/tcp/7400 -> none",
+    ]
+
+
+def test_a_diff_says_that_a_graph_that_varies_needs_a_restart(tmp_path: Path) -> None:
+    old = load(tmp_path, document())
+    new = load(tmp_path, document(graph={"kind": "one_peer_exponential"}))
+    assert fixed_changes(old, new) == ["~ graph: the same every round -> varies with the round"]
+
+
+def test_a_diff_counts_edges_that_are_too_many_to_list(tmp_path: Path) -> None:
+    names = "abcdefghijklmnopqrstuvwxyz"
+    old = load(tmp_path, document(names))
+    new = load(tmp_path, document(names, graph={"kind": "complete"}))
+    assert "+ 299 edges" in [change.what for change in compare(old, new)]
+
+
 def test_mixing_weights_are_symmetric_and_leave_a_share_to_the_site(tmp_path: Path) -> None:
     edges = [["a", "b"], ["a", "c"], ["a", "d"]]
     topology = load(tmp_path, document(graph={"kind": "explicit", "edges": edges}))
@@ -211,14 +419,6 @@ def test_a_varying_graph_is_the_same_at_every_site(tmp_path: Path) -> None:
     ]
     assert len(set(drawn)) > 1
     assert one.all_neighbours("a") == ("b", "c", "d", "e", "f")
-
-
-def test_warnings_tell_of_hubs_and_cut_vertices(tmp_path: Path) -> None:
-    star = check(load(tmp_path, document(graph={"kind": "star"})))
-    assert "server by another name" in star.warnings[0]
-    bridge = [["a", "b"], ["b", "c"], ["c", "a"], ["c", "d"]]
-    report = check(load(tmp_path, document(graph={"kind": "explicit", "edges": bridge})))
-    assert any(warning.startswith("c alone holds") for warning in report.warnings)
 
 
 def test_the_heart_demo_is_a_sound_topology_but_for_its_peers() -> None:

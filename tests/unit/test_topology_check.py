@@ -1,0 +1,190 @@
+"""What the check says of a graph: mixing, failures, lies, bytes, weak sites."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from topology_documents import document, load
+
+from p2pfed.protocol.codecs import get_codec
+from p2pfed.topology.lint import HEADER_BYTES, CheckReport, check
+from p2pfed.topology.resilience import BREAKDOWN_FRACTION, detour_hops, hostile_sites
+from p2pfed.topology.weights import (
+    algebraic_connectivity,
+    contraction_per_round,
+    mixing_matrix,
+    second_eigenvalue_modulus,
+)
+
+BRIDGE = [["a", "b"], ["b", "c"], ["c", "a"], ["c", "d"], ["d", "e"], ["e", "f"], ["f", "d"]]
+
+
+def report(directory: Path, names: str = "abcd", **tables: Any) -> CheckReport:
+    return check(load(directory, document(names, **tables)))
+
+
+@st.composite
+def connected_graphs(draw: st.DrawFn) -> nx.Graph:
+    count = draw(st.integers(3, 8))
+    graph = nx.path_graph(count)
+    pairs = st.tuples(st.integers(0, count - 1), st.integers(0, count - 1))
+    graph.add_edges_from((a, b) for a, b in draw(st.lists(pairs, max_size=12)) if a != b)
+    return nx.relabel_nodes(graph, {number: f"p{number}" for number in range(count)})
+
+
+def test_a_ring_is_described_exactly(tmp_path: Path) -> None:
+    found = report(tmp_path, "abcdef", graph={"kind": "ring"})
+    assert found.edges == 6
+    assert found.diameter == 3
+    assert found.vertex_connectivity == 2
+    assert found.spectral_gap == pytest.approx(1 / 3)
+    assert found.mixing_time_rounds == 12  # the first power of 2/3 under 0.01
+    assert found.algebraic_connectivity == pytest.approx(1)
+    assert found.byzantine_limit == pytest.approx(0.5)
+    assert [site.detour_hops for site in found.sites] == [4] * 6
+    assert found.weak_sites == ()
+
+
+def test_a_complete_graph_agrees_in_one_round(tmp_path: Path) -> None:
+    found = report(tmp_path, graph={"kind": "complete"})
+    assert found.mixing_time_rounds == 1
+    assert found.vertex_connectivity == 3
+    assert [site.tolerates for site in found.sites] == [1] * 4
+    assert found.warnings == ()
+
+
+def test_a_graph_of_one_peer_a_round_agrees_exactly_after_its_period(tmp_path: Path) -> None:
+    found = report(tmp_path, "abcdefgh", graph={"kind": "one_peer_exponential"})
+    assert found.rounds_examined == found.mixing_time_rounds == 3
+    assert found.repeats
+    assert found.spectral_gap == 1
+    assert found.algebraic_connectivity is found.hostile_sites is found.byzantine_limit is None
+    assert {(site.degree, site.largest_degree) for site in found.sites} == {(1, 1)}
+
+
+def test_a_graph_that_never_repeats_is_sampled_and_says_so(tmp_path: Path) -> None:
+    found = report(tmp_path, "abcdef", graph={"kind": "random_per_round", "degree": 3})
+    assert not found.repeats
+    assert found.rounds_examined > 1
+    assert 0 < found.spectral_gap < 1
+
+
+def test_a_bridge_shows_its_cut_vertices_and_where_lies_are_never_found(tmp_path: Path) -> None:
+    found = report(tmp_path, "abcdef", graph={"kind": "explicit", "edges": BRIDGE})
+    sites = {site.name: site for site in found.sites}
+    assert {name for name, site in sites.items() if site.cut_vertex} == {"c", "d"}
+    assert sites["c"].detour_hops is None
+    assert sites["a"].detour_hops == 1
+    assert found.vertex_connectivity == 1
+    assert found.weak_sites == tuple("abcdef")
+    assert [warning.split()[0] for warning in found.warnings[:2]] == ["c", "d"]
+
+
+def test_an_explicit_star_has_a_hub_too(tmp_path: Path) -> None:
+    edges = [["b", name] for name in "acd"]
+    warnings = report(tmp_path, graph={"kind": "explicit", "edges": edges}).warnings
+    assert "depends on b" in warnings[0]
+    assert not any("holds the graph together" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "says"),
+    [
+        ({"rule": "mean"}, "full power"),
+        ({"rule": "trimmed_mean"}, "protects against nobody"),
+        ({"rule": "median_clipping"}, "takes 3 neighbours to outvote one"),
+        ({"rule": "coordinate_median", "byzantine_neighbours": 1}, "no rule has a guarantee"),
+    ],
+)
+def test_a_rule_that_does_not_protect_is_warned_about(
+    tmp_path: Path, aggregation: dict[str, Any], says: str
+) -> None:
+    assert any(says in text for text in report(tmp_path, aggregation=aggregation).warnings)
+
+
+def test_a_b_between_a_quarter_and_a_half_of_the_connectivity_is_warned_about(
+    tmp_path: Path,
+) -> None:
+    aggregation = {"rule": "clipped_gossip", "byzantine_neighbours": 1}
+    close = report(tmp_path, graph={"kind": "complete"}, aggregation=aggregation)
+    assert any("beyond a quarter" in warning for warning in close.warnings)
+    far = report(tmp_path, "abcdef", graph={"kind": "complete"}, aggregation=aggregation)
+    assert far.warnings == ()
+
+
+def test_neighbours_that_neither_can_dial_are_named(tmp_path: Path) -> None:
+    content = document()
+    for peer in content["peer"]:
+        peer["addresses"] = ["/ip4/192.0.2.1/tcp/7400"] if peer["name"] == "a" else []
+    warnings = check(load(tmp_path, content)).warnings
+    assert warnings[-1].endswith("b and c; c and d")
+
+
+@pytest.mark.parametrize("codec", ["int8", "float32"])
+def test_bytes_are_the_codecs_for_every_neighbour(tmp_path: Path, codec: str) -> None:
+    edges = [["a", "b"], ["b", "c"], ["b", "d"]]
+    content = document(graph={"kind": "explicit", "edges": edges}, codec={"name": codec})
+    found = check(load(tmp_path, content), parameters=1_000_000)
+    delta_bytes = get_codec(codec).payload_bytes(1_000_000) + HEADER_BYTES
+    assert [site.bytes_per_round for site in found.sites] == [
+        delta_bytes,
+        3 * delta_bytes,
+        delta_bytes,
+        delta_bytes,
+    ]
+
+
+@pytest.mark.parametrize("kind", ["ring", "one_peer_exponential"])
+def test_a_report_is_plain_json(tmp_path: Path, kind: str) -> None:
+    found = report(tmp_path, graph={"kind": kind}).to_json()
+    assert json.loads(json.dumps(found, allow_nan=False))["schema_version"] == 1
+
+
+@given(connected_graphs())
+def test_detours_are_the_shortest_ways_around_a_site(graph: nx.Graph) -> None:
+    for site in graph:
+        without = graph.subgraph(set(graph) - {site})
+        try:
+            expected = max(
+                nx.shortest_path_length(without, a, b) for a in graph[site] for b in graph[site]
+            )
+        except nx.NetworkXNoPath:
+            expected = None
+        assert detour_hops(graph, site) == expected
+
+
+@given(connected_graphs())
+def test_a_breaking_placement_breaks_and_a_borne_number_does_not(graph: nx.Graph) -> None:
+    found = hostile_sites(graph)
+    assert found.breaking is None or found.borne < found.breaking
+    if found.breaking is not None:
+        honest = graph.subgraph(set(graph) - set(found.placement))
+        most = max(len(set(graph[name]) & set(found.placement)) for name in honest)
+        assert most >= BREAKDOWN_FRACTION * algebraic_connectivity(honest) - 1e-9
+
+
+def test_a_large_complete_graph_bears_hostile_sites() -> None:
+    found = hostile_sites(nx.complete_graph([f"p{number}" for number in range(12)]))
+    # f < (12 - f) / 4 and, at the breaking point, f >= (12 - f) / 2.
+    assert (found.borne, found.breaking) == (2, 4)
+
+
+@given(connected_graphs())
+def test_the_contraction_of_one_round_is_the_second_eigenvalue(graph: nx.Graph) -> None:
+    matrix = mixing_matrix(graph)
+    assert contraction_per_round([matrix]) == pytest.approx(
+        second_eigenvalue_modulus(matrix), abs=1e-9
+    )
+
+
+def test_a_fast_contraction_does_not_drown_in_rounding() -> None:
+    matrix = mixing_matrix(nx.complete_bipartite_graph(3, 3))
+    rate = contraction_per_round([matrix])
+    assert 0.2 < rate < 0.6
+    assert contraction_per_round([matrix] * 64) == pytest.approx(rate)
+    assert contraction_per_round([np.full((4, 4), 0.25)] * 3) == 0
