@@ -43,6 +43,8 @@ from p2pfed.protocol.messages import AnswerCode
 from p2pfed.protocol.plan import FederationPlan
 
 TARGET_RATIO = 0.25
+# The first compiles kernels and widens windows; until the outbox is full, no file is reused.
+WARM_UP = limits.RETAINED_DELTAS + 2
 DIAL_TIMEOUT_SECONDS = 20.0
 T = TypeVar("T")
 
@@ -51,9 +53,9 @@ def parameters_of(megabytes: int, codec: str) -> int:
     return int(megabytes * 1e6 / get_codec(codec).payload_bytes(1 << 20) * (1 << 20))
 
 
-def make_work(directory: Path, identity: Identity, dimension: int, codec: str) -> RoundWork:
+def make_work(store: Store, identity: Identity, dimension: int, codec: str) -> RoundWork:
     return RoundWork(
-        Store(directory),
+        store,
         identity,
         np.zeros(dimension, np.float32),
         codec=codec,
@@ -69,7 +71,7 @@ async def in_thread(job: Callable[[], T]) -> T:
 
 async def receive(directory: Path, dimension: int, codec: str) -> None:
     """The receiving process: prints its address, then a line for each verified replica."""
-    work = await in_thread(partial(make_work, directory, RECEIVER, dimension, codec))
+    work = await in_thread(partial(make_work, Store(directory), RECEIVER, dimension, codec))
     transport = make_transport(RECEIVER, SENDER)
     arrived: trio.MemorySendChannel[ReceivedPayload]
     arrived, payloads = trio.open_memory_channel(1)
@@ -100,7 +102,8 @@ async def send(
 ) -> tuple[list[float], list[float]]:
     """Seconds of each delta from vector to verified replica, and of the bare socket."""
     assert process.stdout is not None
-    work = await in_thread(partial(make_work, directory, SENDER, dimension, codec))
+    store = Store(directory)
+    work = await in_thread(partial(make_work, store, SENDER, dimension, codec))
     genesis = vector_digest(np.zeros(dimension, np.float32))
     plan = FederationPlan(
         bytes(32), bytes(32), bytes(32), genesis, lambda _: {}, False, 0, 1, 1.0, 0.0, 0
@@ -120,7 +123,7 @@ async def send(
             payload = os.urandom(get_codec(codec).payload_bytes(dimension))
             before, previous = genesis, bytes(32)
             generator = np.random.default_rng(0)
-            for number in range(count + 1):
+            for number in range(WARM_UP + count):
                 trained = generator.standard_normal(dimension, dtype=np.float32)
                 taken = await transfer(socket, payload)
                 started = time.perf_counter()
@@ -137,9 +140,10 @@ async def send(
                 seconds = time.perf_counter() - started
                 assert answer == "verified"
                 before, previous = item.signed.header.replica_after, item.signed.digest
-                if number:  # the first compiles kernels and widens windows
+                if number >= WARM_UP:
                     deltas.append(seconds)
                     sockets.append(taken)
+                await in_thread(store.collect_garbage)  # as the commit of a round does
             nursery.cancel_scope.cancel()
         bare.kill()
     return deltas, sockets

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import structlog
 import trio
 
+from p2pfed.daemon.durable_files import SpareFiles
 from p2pfed.daemon.transport import Stream, Transport
 from p2pfed.errors import (
     AuthenticationError,
@@ -45,6 +46,7 @@ OPENING_THREADS = 2
 CHUNKS_IN_FLIGHT = 3  # received but not yet checked
 PARTIAL_SUFFIX = ".partial"  # in the spool directory, with what was checked so far
 WHOLE_SUFFIX = ".payload"  # waiting to be applied
+SPARE_FILES = 2  # of payloads that were applied, to be overwritten by the next
 RESUMABLE_PER_PEER = 2  # interrupted transfers whose verified part is kept
 CHUNK_TIMEOUT_SECONDS = 60.0  # for an offer or a chunk of 1 MiB: at least 17 KB/s
 # Chunks that were written may still be on their way before the reply: the multiplexer lets
@@ -139,9 +141,15 @@ async def _receive_within(stream: Stream, count: int, timeout_seconds: float) ->
 class ReceivedPayload:
     """A whole payload, checked and decrypted; in memory or in a spool file of its own."""
 
-    def __init__(self, signed: SignedHeader, content: bytes | Path) -> None:
+    def __init__(
+        self,
+        signed: SignedHeader,
+        content: bytes | Path,
+        release: Callable[[Path], object] = Path.unlink,
+    ) -> None:
         self.signed = signed
         self._content = content
+        self._release = release
 
     def chunks(self) -> Iterator[bytes]:
         """The encoded payload, chunk by chunk, in order."""
@@ -152,12 +160,16 @@ class ReceivedPayload:
                 yield self._content[start : start + chunk_bytes]
         else:
             with self._content.open("rb") as file:
-                while chunk := file.read(chunk_bytes):
+                left = self.signed.header.payload_bytes
+                while left:
+                    chunk = file.read(min(chunk_bytes, left))
+                    left -= len(chunk)
                     yield chunk
 
     def close(self) -> None:
-        if isinstance(self._content, Path):
-            self._content.unlink(missing_ok=True)
+        content, self._content = self._content, b""
+        if isinstance(content, Path):
+            self._release(content)
 
     def __enter__(self) -> "ReceivedPayload":
         return self
@@ -167,23 +179,23 @@ class ReceivedPayload:
 
 
 class _Spool:
-    """Where one payload's plaintext grows; resumable where it is a file."""
+    """Where one payload's plaintext grows; resumable where it is a file.
 
-    def __init__(self, header: Header, path: Path) -> None:
+    :param chunks_held: checked chunks that the file already begins with.
+    """
+
+    def __init__(self, header: Header, path: Path, chunks_held: int) -> None:
         self._header = header
         self._path = path
         self._memory: bytearray | None = None
         self._file = -1
-        self.chunks_held = 0
+        self.chunks_held = chunks_held
         if header.payload_bytes <= MEMORY_BYTES:
             self._memory = bytearray()
             return
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        full = sealed_chunk_bytes(header, 0) - limits.SEAL_BYTES
-        # Only whole chunks were checked; a torn last one is received again.
-        self.chunks_held = min(os.fstat(self._file).st_size // full, header.chunk_count)
-        os.truncate(self._file, self.chunks_held * full)
-        os.lseek(self._file, 0, os.SEEK_END)
+        # A torn last chunk is received again.
+        os.lseek(self._file, chunks_held * _plain_chunk_bytes(header), os.SEEK_SET)
 
     def append(self, plaintext: bytes) -> None:
         if self._memory is not None:
@@ -195,9 +207,12 @@ class _Spool:
                 rest = rest[os.write(self._file, rest) :]
         self.chunks_held += 1
 
-    def finish(self, signed: SignedHeader) -> ReceivedPayload:
+    def finish(self, signed: SignedHeader, release: Callable[[Path], object]) -> ReceivedPayload:
         """:raises MalformedMessageError: the length is not the one that was announced."""
-        held = len(self._memory) if self._memory is not None else os.fstat(self._file).st_size
+        if self._memory is not None:
+            held = len(self._memory)
+        else:
+            held = os.lseek(self._file, 0, os.SEEK_CUR)
         self.close()
         if held != self._header.payload_bytes:
             raise MalformedMessageError(f"{held} bytes of {self._header.payload_bytes} came")
@@ -207,7 +222,11 @@ class _Spool:
         # the interrupted ones.
         whole = self._path.with_suffix(WHOLE_SUFFIX)
         self._path.replace(whole)
-        return ReceivedPayload(signed, whole)
+        return ReceivedPayload(signed, whole, release)
+
+    @property
+    def resumable(self) -> bool:
+        return self._memory is None
 
     def close(self) -> None:
         if self._file >= 0:
@@ -241,6 +260,8 @@ class DeltaReceiver:
         self._dimension = dimension
         self._handler = handler
         self._busy: dict[str, trio.Lock] = {}
+        self._interrupted: dict[str, dict[str, int]] = {}  # by peer: file name -> chunks held
+        self._spare = SpareFiles(SPARE_FILES)
         self._threads = trio.CapacityLimiter(OPENING_THREADS)
         for left_over in spool_directory.iterdir():
             left_over.unlink()
@@ -296,8 +317,11 @@ class DeltaReceiver:
         )
         name = f"{stream.peer_id}-{offer.signed.digest.hex()}{PARTIAL_SUFFIX}"
         path = self._directory / name
-        self._forget_older(stream.peer_id, path)
-        spool = _Spool(header, path)
+        interrupted = self._interrupted.setdefault(stream.peer_id, {})
+        held = interrupted.pop(name, None)
+        if held is None:
+            self._make_room(interrupted, path, header.payload_bytes)
+        spool = _Spool(header, path, held or 0)
         try:
             first = spool.chunks_held
             await stream.send_all(encode_message(Answer(AnswerCode.SEND, first, "")))
@@ -305,10 +329,14 @@ class DeltaReceiver:
                 await _open_inline(stream, header, opener, spool)
             else:
                 await self._open_in_threads(stream, header, opener, spool)
-            return spool.finish(offer.signed)
+            return spool.finish(offer.signed, self._spare.give)
         except RemoteProtocolError as error:
             path.unlink(missing_ok=True)
             await stream.send_all(encode_message(Receipt(False, str(error))))
+            raise
+        except BaseException:
+            if spool.resumable:
+                interrupted[name] = spool.chunks_held
             raise
         finally:
             spool.close()
@@ -345,14 +373,17 @@ class DeltaReceiver:
         if failures:
             raise failures[0]
 
-    def _forget_older(self, peer_id: str, keep: Path) -> None:
-        """Bound what interrupted transfers of one peer leave behind."""
-        others = sorted(
-            (path for path in self._directory.glob(f"{peer_id}-*{PARTIAL_SUFFIX}") if path != keep),
-            key=lambda path: path.stat().st_mtime,
-        )
-        for path in others[: max(0, len(others) - (RESUMABLE_PER_PEER - 1))]:
-            path.unlink()
+    def _make_room(self, interrupted: dict[str, int], path: Path, size_bytes: int) -> None:
+        """Bound what interrupted transfers of one peer leave behind, and find a file."""
+        while len(interrupted) >= RESUMABLE_PER_PEER:
+            oldest = next(iter(interrupted))
+            del interrupted[oldest]
+            self._spare.give(self._directory / oldest)
+        self._spare.take(path, size_bytes)
+
+
+def _plain_chunk_bytes(header: Header) -> int:
+    return sealed_chunk_bytes(header, 0) - limits.SEAL_BYTES
 
 
 async def _open_inline(stream: Stream, header: Header, opener: ChunkOpener, spool: _Spool) -> None:

@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,7 @@ from p2pfed.errors import StoreError
 PRIVATE_DIRECTORY_MODE = 0o700
 PRIVATE_FILE_MODE = 0o600
 TEMPORARY_SUFFIX = ".partial"
+WORTH_KEEPING_BYTES = 1 << 20  # smaller files are made anew
 
 
 def make_private_directory(path: Path) -> None:
@@ -50,19 +50,98 @@ def publish_file(temporary: Path, final: Path) -> None:
     sync_directory(final.parent)
 
 
-@contextmanager
-def durable_file(final: Path) -> Iterator[BinaryIO]:
-    """A file to write from start to end; it takes its name when the block ends well."""
-    temporary = final.with_name(final.name + TEMPORARY_SUFFIX)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE_MODE)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        publish_file(temporary, final)
-    finally:
+class SpareFiles:
+    """Files that nothing names or reads any more, kept to be overwritten.
+
+    Memory for their pages and room on the disk need not be found again: that is most of the
+    time that a large new file takes.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._spare: list[Path] = []
+        self._given = 0
+
+    def give(self, path: Path) -> None:
+        """Take a file's name away; keep it, or remove it where that is of no use."""
+        if len(self._spare) >= self._most or path.stat().st_size < WORTH_KEEPING_BYTES:
+            path.unlink()
+            return
+        self._given += 1
+        spare = path.with_name(f"spare-{self._given}{TEMPORARY_SUFFIX}")
+        path.rename(spare)
+        self._spare.append(spare)
+
+    def take(self, temporary: Path, size_bytes: int) -> None:
+        """Let a spare file be ``temporary``, where there is one and the size is worth it."""
+        if size_bytes < WORTH_KEEPING_BYTES:
+            return
+        try:
+            self._spare.pop().rename(temporary)
+        except (IndexError, FileNotFoundError):
+            return
+
+
+class PendingFile:
+    """A file that is written from start to end; it has no name until ``commit`` gives it one."""
+
+    def __init__(
+        self, temporary: Path, spare: SpareFiles | None = None, size_bytes: int = 0
+    ) -> None:
+        self._temporary = temporary
+        # Never the file that has this name: somebody may still be reading its pages.
         temporary.unlink(missing_ok=True)
+        if spare is not None:
+            spare.take(temporary, size_bytes)
+        self._descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT, PRIVATE_FILE_MODE)
+
+    def write(self, data: bytes | memoryview) -> None:
+        # A full disk takes a part of it before it refuses.
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]
+
+    def sync(self) -> None:
+        """Bring what was written to stable storage; ``commit`` is then quick."""
+        written = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+        if os.fstat(self._descriptor).st_size != written:
+            os.truncate(self._descriptor, written)  # a spare file was longer
+        os.fsync(self._descriptor)
+
+    def commit(self, final: Path) -> None:
+        """Make it durable under ``final``."""
+        self.sync()
+        self._close()
+        publish_file(self._temporary, final)
+
+    def commit_unsynced(self, final: Path) -> None:
+        """Give it its name; a power cut may leave anything in it."""
+        self._close()
+        self._temporary.rename(final)
+
+    def discard(self) -> None:
+        """Forget it, unless it was committed."""
+        self._close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+@contextmanager
+def durable_file(final: Path, spare: SpareFiles, size_bytes: int) -> Iterator[PendingFile]:
+    """A file to write from start to end; it takes its name when the block ends well.
+
+    :param size_bytes: about how much will be written.
+    """
+    pending = PendingFile(final.with_name(final.name + TEMPORARY_SUFFIX), spare, size_bytes)
+    try:
+        yield pending
+        pending.commit(final)
+    finally:
+        pending.discard()
 
 
 class PendingVector:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pfed.aggregation import NeighbourModel, Outcome, aggregate
+from p2pfed.daemon.second_stage import SecondStage
 from p2pfed.daemon.sendable import Sendable
 from p2pfed.daemon.store import Generation, Store, StoredReplica
 from p2pfed.errors import RemoteProtocolError
@@ -25,13 +27,13 @@ from p2pfed.keys import Identity
 from p2pfed.protocol import commands as do
 from p2pfed.protocol import limits
 from p2pfed.protocol.codecs import get_codec
-from p2pfed.protocol.digests import vector_digest
+from p2pfed.protocol.digests import vector_bytes, vector_digest
 from p2pfed.protocol.envelope import PAYLOAD_KEY_BYTES, PayloadContext
 from p2pfed.protocol.header import Header, Kind, SignedHeader, sign_header
 from p2pfed.protocol.neighbours import NOTHING_HELD, ReplicaState
 from p2pfed.protocol.plan import FederationPlan
-from p2pfed.protocol.publishing import Sealed, publish, publish_snapshot
-from p2pfed.protocol.receiving import apply_payload
+from p2pfed.protocol.publishing import Publication, Sealed, publish
+from p2pfed.protocol.receiving import Application
 
 NORM_SAMPLES = 64  # accepted delta norms from which the running median is taken
 NORM_SAMPLES_NEEDED = 8  # fewer say too little to refuse anything by
@@ -162,26 +164,21 @@ class RoundWork:
         :param optimiser: shape (s,), float32; the state that local training goes on from.
         """
         against_genesis = command.replica_before == self.genesis_digest
-        after = self._store.new_vector("replica", self.dimension)
         key = os.urandom(PAYLOAD_KEY_BYTES)
         context = self._context(
             plan, Kind.DELTA, self._codec, command.round_number, command.sequence
         )
-        with (
-            ThreadPoolExecutor(1) as beside,
-            self._store.outbox_file(command.sequence) as file,
-        ):
+        publication = Publication(
+            trained,
+            self._genesis if against_genesis else self._own_replica(),
+            context=context,
+            key=key,
+            seed=int.from_bytes(os.urandom(8)),
+        )
+        with ThreadPoolExecutor(1) as beside:
             # Hashing and storing the trained model takes as long as sealing its change does.
             stored = beside.submit(self._store.put_vector, trained)
-            sealed = publish(
-                trained,
-                self._genesis if against_genesis else self._own_replica(),
-                after.array,
-                context=context,
-                key=key,
-                seed=int.from_bytes(os.urandom(8)),
-                write=file.write,
-            )
+            sealed = self._seal(publication, context)
         signed = self._sign(
             plan,
             context,
@@ -189,7 +186,6 @@ class RoundWork:
             previous=command.previous,
             replica_before=command.replica_before,
         )
-        self._store.keep_vector(after, sealed.replica_after)
         self._trained_digest = stored.result()
         self._optimiser_digest = self._store.put_vector(optimiser)
         generation = Generation(
@@ -206,6 +202,28 @@ class RoundWork:
         )
         self._retain(item)
         return item
+
+    def _seal(self, publication: Publication, context: PayloadContext) -> Sealed:
+        """Encode in this thread, seal and write the ciphertext in another; both durable."""
+        after = self._store.new_vector_file("replica", self.dimension)
+        outbox_file = self._store.outbox_file(context.sequence, context.payload_bytes)
+        try:
+            with outbox_file as ciphertext, SecondStage() as sealing:
+
+                def seal(index: int, encoded: bytes) -> None:
+                    ciphertext.write(publication.seal(index, encoded))
+
+                for index in range(publication.chunk_count):
+                    encoded, part = publication.encode(index)
+                    sealing.submit(partial(seal, index, encoded))
+                    after.write(vector_bytes(part))
+                sealing.submit(ciphertext.sync)
+                after.sync()
+            sealed = publication.finish()
+            self._store.keep_vector(after, sealed.replica_after)
+        finally:
+            after.discard()
+        return sealed
 
     def envelope(self, header_digest: bytes) -> Sendable | None:
         """A retained own delta, or None where it is too old."""
@@ -230,14 +248,9 @@ class RoundWork:
         context = self._context(
             plan, Kind.SNAPSHOT, SNAPSHOT_CODEC, header.round_number, header.sequence
         )
-        scratch = self._store.new_vector("scratch", self.dimension)
-        try:
-            with path.open("wb") as file:
-                sealed = publish_snapshot(
-                    self._own_replica(), scratch.array, context=context, key=key, write=file.write
-                )
-        finally:
-            scratch.discard()
+        whole = Publication(self._own_replica(), self._zero, context=context, key=key, seed=0)
+        with path.open("wb") as file:
+            sealed = publish(whole, write=file.write, keep=lambda _: None)
         signed = self._sign(
             plan, context, sealed, previous=published.digest, replica_before=NOTHING_HELD
         )
@@ -255,18 +268,24 @@ class RoundWork:
         header = signed.header
         stored = self._replicas.get(site)
         slot = 1 - stored.slot if stored else 0
-        out = self._store.writable_replica(site, slot, self.dimension)
         snapshot = header.kind is Kind.SNAPSHOT
-        applied = apply_payload(
-            chunks,
+        application = Application(
             header,
             self._zero if snapshot else self._base(site, header),
-            out,
             max_norm=None if snapshot else self._norm_bound(),
         )
+        with self._store.replica_file(site, slot, 4 * self.dimension) as file:
+
+            def keep(part: npt.NDArray[np.float32]) -> None:
+                application.hash(part)
+                file.write(vector_bytes(part))
+
+            with SecondStage() as keeping:
+                for chunk in chunks:
+                    keeping.submit(partial(keep, application.decode(chunk)))
+            applied = application.finish()
         if not snapshot:
             self._delta_norms.append(applied.norm)
-        self._store.keep_replica(site, slot)
         state = ReplicaState(header.replica_after, header.round_number, header.sequence)
         self._replicas[site] = StoredReplica(state, slot)
 

@@ -26,67 +26,90 @@ class Sealed:
     norm: float  # of the change, or of the whole model for a snapshot
 
 
-def publish(
-    model: Vector,
-    replica_before: Vector,
-    replica_after: Vector,
-    *,
-    context: PayloadContext,
-    key: bytes,
-    seed: int,
-    write: Callable[[bytes], object],
-) -> Sealed:
-    """Encode and seal the change of ``model`` against ``replica_before``.
+class Publication:
+    """The change of a model against what its neighbours hold, encoded and sealed by chunks.
 
-    All three vectors have shape (d,). ``replica_after`` receives what every neighbour will
-    decode, which differs from ``model`` by what the codec lost.
+    ``encode`` and ``seal`` are called for each chunk in order. They share no state, so that a
+    chunk can be sealed in one thread while the next is encoded in another.
 
+    :param model: shape (d,), float32.
+    :param replica_before: shape (d,), float32; zeros for a snapshot.
     :param seed: 64 random bits for the codec's rounding.
-    :param write: takes the ciphertext, chunk by chunk.
-    :raises AggregationError: the model is not finite; nothing of it may leave.
     """
-    codec = get_codec(context.codec)
-    sealer = ChunkSealer(key, context)
-    replica_hash = vector_hasher()
-    digests: list[bytes] = []
-    squared_norm = 0.0
-    for index in range(context.chunk_count):
-        start = index * codec.chunk_parameters
-        part = slice(start, start + codec.chunk_parameters)
-        encoded, squares = codec.encode(model[part], replica_before[part], seed, start)
+
+    def __init__(
+        self,
+        model: Vector,
+        replica_before: Vector,
+        *,
+        context: PayloadContext,
+        key: bytes,
+        seed: int,
+    ) -> None:
+        self._model = model
+        self._before = replica_before
+        self._codec = get_codec(context.codec)
+        self._seed = seed
+        self._sealer = ChunkSealer(key, context)
+        self._replica_hash = vector_hasher()
+        self._digests: list[bytes] = []
+        self._squared_norm = 0.0
+        self.chunk_count = context.chunk_count
+
+    def encode(self, index: int) -> tuple[bytes, Vector]:
+        """Chunk ``index`` as plaintext, and the part of the replica that it leads to.
+
+        The replica is what every neighbour will decode, which differs from the model by what
+        the codec lost.
+
+        :raises AggregationError: the model is not finite; nothing of it may leave.
+        """
+        size = self._codec.chunk_parameters
+        start = index * size
+        part = slice(start, start + size)
+        before = self._before[part]
+        encoded, squares = self._codec.encode(self._model[part], before, self._seed, start)
+        after = np.empty(before.shape, np.float32)
         if not math.isfinite(squares) or not math.isfinite(
-            codec.decode_add(encoded, replica_before[part], replica_after[part])
+            self._codec.decode_add(encoded, before, after)
         ):
             raise AggregationError(
                 f"the trained model is not finite between parameters {start} and "
-                f"{start + codec.chunk_parameters}; nothing was published"
+                f"{start + size}; nothing was published"
             )
-        squared_norm += squares
-        replica_hash.update(vector_bytes(replica_after[part]))
-        ciphertext = sealer.seal(index, encoded)
-        digests.append(chunk_digest(ciphertext))
-        write(ciphertext)
-    joined = b"".join(digests)
-    return Sealed(
-        joined,
-        chunks_root(joined),
-        sealer.key_commitment,
-        replica_hash.digest(),
-        math.sqrt(squared_norm),
-    )
+        self._squared_norm += squares
+        self._replica_hash.update(vector_bytes(after))
+        return encoded, after
+
+    def seal(self, index: int, encoded: bytes) -> bytes:
+        """The ciphertext of an encoded chunk."""
+        ciphertext = self._sealer.seal(index, encoded)
+        self._digests.append(chunk_digest(ciphertext))
+        return ciphertext
+
+    def finish(self) -> Sealed:
+        """Sum up, after the last chunk."""
+        joined = b"".join(self._digests)
+        return Sealed(
+            joined,
+            chunks_root(joined),
+            self._sealer.key_commitment,
+            self._replica_hash.digest(),
+            math.sqrt(self._squared_norm),
+        )
 
 
-def publish_snapshot(
-    replica: Vector,
-    scratch: Vector,
-    *,
-    context: PayloadContext,
-    key: bytes,
-    write: Callable[[bytes], object],
+def publish(
+    publication: Publication, write: Callable[[bytes], object], keep: Callable[[Vector], object]
 ) -> Sealed:
-    """Seal a whole replica, shape (d,), as its change against zero.
+    """Encode and seal all chunks, one after the other.
 
-    :param scratch: shape (d,), overwritten.
+    :param write: takes the ciphertext, chunk by chunk.
+    :param keep: takes the published replica, part by part.
+    :raises AggregationError: the model is not finite.
     """
-    zero = np.broadcast_to(np.float32(0.0), replica.shape)
-    return publish(replica, zero, scratch, context=context, key=key, seed=0, write=write)
+    for index in range(publication.chunk_count):
+        encoded, after = publication.encode(index)
+        keep(after)
+        write(publication.seal(index, encoded))
+    return publication.finish()

@@ -27,7 +27,7 @@ from p2pfed.protocol.codecs import get_codec
 from p2pfed.protocol.envelope import Offer, PayloadContext, wrap_key
 from p2pfed.protocol.header import Header, Kind, SignedHeader, sign_header
 from p2pfed.protocol.messages import HeaderNotice, Hello, Message, Refusal
-from p2pfed.protocol.publishing import publish
+from p2pfed.protocol.publishing import Publication, publish
 
 pytestmark = pytest.mark.daemons
 
@@ -119,15 +119,10 @@ def envelope(
     )
     chunks: list[bytes] = []
     key = b"\x05" * 32
-    sealed = publish(
-        model,
-        np.zeros(PARAMETERS, np.float32),
-        np.empty(PARAMETERS, np.float32),
-        context=context,
-        key=key,
-        seed=0,
-        write=chunks.append,
+    publication = Publication(
+        model, np.zeros(PARAMETERS, np.float32), context=context, key=key, seed=0
     )
+    sealed = publish(publication, write=chunks.append, keep=lambda _: None)
     header = Header(
         version=1,
         federation_id=hello.federation_id,

@@ -130,7 +130,9 @@ class Exchange:
             await self._change.wait()
 
     def spooled(self) -> list[str]:
-        return sorted(path.name for path in self.spool.iterdir())
+        """What is kept of payloads; not the files that wait to be overwritten."""
+        names = (path.name for path in self.spool.iterdir())
+        return sorted(name for name in names if not name.startswith("spare-"))
 
     def _changed(self) -> None:
         self._change.set()

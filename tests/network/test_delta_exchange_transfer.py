@@ -119,16 +119,29 @@ async def test_a_broken_transfer_goes_on_from_what_was_checked(tmp_path: Path) -
         assert exchange.spooled() == []
 
 
-async def test_a_chunk_that_was_torn_on_disk_is_received_again(tmp_path: Path) -> None:
+async def test_what_this_daemon_did_not_check_is_not_resumed_from(tmp_path: Path) -> None:
     parameters = 3 * ONE_CHUNK - 5
     envelope = make_envelope(tmp_path, parameters)
     async with exchanging(tmp_path, parameters) as exchange:
         name = f"{LOW.peer_id}-{envelope.offer.signed.digest.hex()}.partial"
-        (exchange.spool / name).write_bytes(envelope.plaintext[: limits.CHUNK_BYTES + 1000])
+        (exchange.spool / name).write_bytes(b"?" * (4 * limits.CHUNK_BYTES))
         await exchange.send(envelope)
-        assert exchange.sender.bytes_sent(HIGH.peer_id) < 2 * limits.CHUNK_BYTES + 2048
         with exchange.delivered[0] as received:
             assert b"".join(received.chunks()) == envelope.plaintext
+
+
+async def test_the_file_of_a_payload_that_was_used_takes_the_next(tmp_path: Path) -> None:
+    parameters = 2 * ONE_CHUNK
+    first, second = (make_envelope(tmp_path, parameters, sequence=number) for number in (1, 2))
+    async with exchanging(tmp_path, parameters) as exchange:
+        await exchange.send(first)
+        file = (exchange.spool / exchange.spooled()[0]).stat().st_ino
+        with exchange.delivered[0] as received:
+            assert b"".join(received.chunks()) == first.plaintext
+        await exchange.send(second)
+        assert (exchange.spool / exchange.spooled()[0]).stat().st_ino == file
+        with exchange.delivered[1] as received:
+            assert b"".join(received.chunks()) == second.plaintext
 
 
 async def test_one_neighbour_has_one_transfer_at_a_time(tmp_path: Path) -> None:

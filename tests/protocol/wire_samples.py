@@ -1,5 +1,6 @@
 """Identities, headers and sealed payloads with fixed secrets, for tests of the wire."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,8 @@ from p2pfed.protocol import limits
 from p2pfed.protocol.codecs import get_codec
 from p2pfed.protocol.envelope import Offer, PayloadContext, wrap_key
 from p2pfed.protocol.header import Header, Kind, SignedHeader, sign_header
-from p2pfed.protocol.publishing import Sealed, publish
+from p2pfed.protocol.publishing import Publication, Sealed, publish
+from p2pfed.protocol.receiving import Application
 
 FEDERATION = b"\xf0" * 32
 PAYLOAD_KEY = bytes(range(32))
@@ -80,12 +82,24 @@ def sealed_payload(
 ) -> tuple[Header, Sealed, list[bytes], Vector]:
     """The header, what sealing found, the ciphertext chunks and the replica that they lead to."""
     context = payload_context(model.shape[0], codec)
-    after = np.empty_like(model)
+    publication = Publication(model, base, context=context, key=PAYLOAD_KEY, seed=seed)
     chunks: list[bytes] = []
-    sealed = publish(
-        model, base, after, context=context, key=PAYLOAD_KEY, seed=seed, write=chunks.append
-    )
-    return header_of(context, sealed), sealed, chunks, after
+    parts: list[Vector] = []
+    sealed = publish(publication, write=chunks.append, keep=parts.append)
+    return header_of(context, sealed), sealed, chunks, np.concatenate(parts)
+
+
+def rebuild(
+    header: Header, plaintext: Iterable[bytes], base: Vector, max_norm: float | None = None
+) -> tuple[Vector, float]:
+    """The replica that a payload leads to, and the norm of the change."""
+    application = Application(header, base, max_norm=max_norm)
+    parts = []
+    for chunk in plaintext:
+        parts.append(application.decode(chunk))
+        application.hash(parts[-1])
+    norm = application.finish().norm
+    return np.concatenate(parts), norm
 
 
 def sample_offer(recipient: Identity = BOB) -> Offer:

@@ -33,8 +33,13 @@ def vector(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=100).astype(np.float32)
 
 
+def write_replica(store: Store, slot: int, content: np.ndarray) -> None:
+    with store.replica_file("b", slot, 400) as file:
+        file.write(content.tobytes())
+
+
 def publish(store: Store, sequence: int) -> Generation:
-    with store.outbox_file(sequence) as file:
+    with store.outbox_file(sequence, 10) as file:
         file.write(b"sealed %d" % sequence)
     generation = Generation(
         sequence - 1,
@@ -66,6 +71,7 @@ def test_only_recent_generations_and_envelopes_are_kept(tmp_path: Path) -> None:
     store = Store(tmp_path / "state")
     for sequence in range(1, 30):
         publish(store, sequence)
+    store.collect_garbage()
     assert len(store.envelopes()) == limits.RETAINED_DELTAS
     assert len(list((tmp_path / "state" / "outbox").iterdir())) == limits.RETAINED_DELTAS
     assert len(list((tmp_path / "state" / "vectors").iterdir())) == 2 * 2 + 1
@@ -110,13 +116,11 @@ def commit(store: Store, slot: int, replica: np.ndarray, number: int) -> None:
 
 def test_a_replica_is_written_beside_the_one_in_use(tmp_path: Path) -> None:
     store = Store(tmp_path / "state")
-    store.writable_replica("b", 0, 100)[:] = vector(1)
-    store.keep_replica("b", 0)
+    write_replica(store, 0, vector(1))
     commit(store, 0, vector(1), 0)
     in_use = store.replica("b", 0, 100)
     for _ in range(2):  # the slot is written twice while somebody still reads the old pages
-        store.writable_replica("b", 1, 100)[:] = vector(2)
-        store.keep_replica("b", 1)
+        write_replica(store, 1, vector(2))
     np.testing.assert_array_equal(in_use, vector(1))
     store.close()
     again = Store(tmp_path / "state")
@@ -128,8 +132,7 @@ def test_a_replica_is_written_beside_the_one_in_use(tmp_path: Path) -> None:
 
 def test_a_replica_that_a_power_cut_damaged_counts_as_not_held(tmp_path: Path) -> None:
     store = Store(tmp_path / "state")
-    store.writable_replica("b", 0, 100)[:] = vector(1)
-    store.keep_replica("b", 0)
+    write_replica(store, 0, vector(1))
     commit(store, 0, vector(1), 6)
     store.close()
     (tmp_path / "state" / "replicas" / "b.0.f32").write_bytes(b"\0" * 400)
