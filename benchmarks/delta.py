@@ -106,7 +106,18 @@ async def send(
     work = await in_thread(partial(make_work, store, SENDER, dimension, codec))
     genesis = vector_digest(np.zeros(dimension, np.float32))
     plan = FederationPlan(
-        bytes(32), bytes(32), bytes(32), genesis, lambda _: {}, False, 0, 1, 1.0, 0.0, 0
+        bytes(32),
+        bytes(32),
+        bytes(32),
+        genesis,
+        lambda _: {},
+        False,
+        0,
+        1,
+        1.0,
+        0.0,
+        0,
+        frozenset(),
     )
     address = (await in_thread(process.stdout.readline)).strip()
     transport = make_transport(SENDER, RECEIVER)

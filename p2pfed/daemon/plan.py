@@ -22,6 +22,7 @@ def plan_of(
         deadline_seconds=file.round.deadline_seconds,
         quorum=file.round.quorum,
         max_staleness=file.round.max_staleness,
+        relayed=topology.relays.senders[site],
     )
 
 

@@ -10,7 +10,8 @@ class FederationPlan:
     """One site's view of the topology.
 
     ``weights_of(round)`` maps each neighbour of that round to its Metropolis-Hastings mixing
-    weight; the sum is below one and the rest is the site's own.
+    weight; the sum is below one and the rest is the site's own. ``relayed`` are the members
+    whose headers this site passes on; their number is bounded by ``limits.RELAYED_SITES``.
     """
 
     topology_digest: bytes
@@ -24,6 +25,7 @@ class FederationPlan:
     deadline_seconds: float
     quorum: float  # fraction of a round's neighbours, rounded up
     max_staleness: int  # rounds
+    relayed: frozenset[str]
 
     def quorum_of(self, neighbour_count: int) -> int:
         return math.ceil(self.quorum * neighbour_count)

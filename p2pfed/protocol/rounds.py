@@ -449,7 +449,7 @@ class RoundEngine:
             self._commands.append(do.SendSnapshot(event.site))
 
     def _observe(self, sender: str, signed: SignedHeader, heard_from: str) -> None:
-        """Pass a header on that was not seen before; two for one round are proof of a lie.
+        """Pass a near site's header on if it is new; two for one round are proof of a lie.
 
         One of the far future is nobody's delta yet: taking it would let its sender fill the
         log and the links with rounds that it makes up.
@@ -460,7 +460,8 @@ class RoundEngine:
         if conflict is None:
             return
         if conflict.digest == signed.digest:
-            self._commands.append(do.FloodHeader(signed, heard_from))
+            if sender in self._plan.relayed:
+                self._commands.append(do.FloodHeader(signed, heard_from))
         else:
             self._quarantine(sender, conflict, signed)
 

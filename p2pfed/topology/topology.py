@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from p2pfed.topology.file import (
     TopologyFile,
 )
 from p2pfed.topology.graphs import TIME_VARYING, build_graph, period
+from p2pfed.topology.relays import Relays, header_relays
 from p2pfed.topology.weights import mixing_weight
 
 if TYPE_CHECKING:
@@ -78,6 +79,16 @@ class Topology:
             other: mixing_weight(graph.degree[name], graph.degree[other])
             for other in sorted(graph[name])
         }
+
+    @cached_property
+    def relays(self) -> Relays:
+        """Who passes on whose headers."""
+        import networkx as nx  # noqa: PLC0415
+
+        links = nx.Graph(
+            (name, other) for name in self.names for other in self.all_neighbours(name)
+        )
+        return header_relays(links)
 
     def peer(self, name: str) -> Peer:
         for peer in self.file.peers:

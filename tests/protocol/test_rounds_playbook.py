@@ -36,6 +36,7 @@ def plan(sites: str = "bc", **changes: object) -> FederationPlan:
         "deadline_seconds": 60.0,
         "quorum": 0.5,
         "max_staleness": 1,
+        "relayed": frozenset("abcdefgz"),
     }
     return FederationPlan(**{**settings, **changes})  # type: ignore[arg-type]
 
@@ -330,6 +331,10 @@ def test_a_header_is_passed_on_once() -> None:
     theirs = signed("z", 0)
     assert peer.handle(on.HeaderHeard("c", "z", theirs), 3.0) == [do.FloodHeader(theirs, "c")]
     assert peer.handle(on.HeaderHeard("b", "z", theirs), 3.0) == []
+    distant = signed("y", 0)
+    assert peer.handle(on.HeaderHeard("c", "y", distant), 3.0) == []  # kept, not passed on
+    lie = signed("y", 0, variant="x")
+    assert do.Quarantine("y", distant, lie) in peer.handle(on.HeaderHeard("b", "y", lie), 3.0)
 
 
 def test_a_header_of_the_far_future_is_neither_kept_nor_passed_on() -> None:
