@@ -4,6 +4,7 @@ One hierarchy, so that a caller can catch exactly as much as it can handle. The 
 exit code of each branch stands on the class: the command line needs no table of its own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -143,3 +144,27 @@ class ControlTimeoutError(ControlError):
     """The daemon did not answer in time."""
 
     exit_code = ExitCode.TIMEOUT
+
+
+class InvariantError(P2pfedError):
+    """Something that must hold in every simulation did not.
+
+    ``checker`` names what; the text carries the seed, the end of the event trace and, where it
+    is known, the command that runs the same simulation again.
+    """
+
+    def __init__(
+        self,
+        checker: str,
+        detail: str,
+        seed: int,
+        now_seconds: float,
+        trace: Sequence[str],
+        replay: str,
+    ) -> None:
+        self.checker = checker
+        self.seed = seed
+        lines = [f"{checker}, seed {seed}, at {now_seconds:.3f} s: {detail}"]
+        if replay:
+            lines.append(f"run it again: {replay}")
+        super().__init__("\n".join([*lines, "the last events:", *trace]))

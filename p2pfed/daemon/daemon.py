@@ -3,7 +3,7 @@
 import random
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import structlog
@@ -25,7 +25,7 @@ from p2pfed.daemon.logs import RecentLines
 from p2pfed.daemon.membership import Membership
 from p2pfed.daemon.notify import notify, notify_reloading
 from p2pfed.daemon.outbox import Outbox
-from p2pfed.daemon.plan import peer_ids_of, plan_of
+from p2pfed.topology.plan import peer_ids_of, plan_of
 from p2pfed.daemon.round_work import RoundWork
 from p2pfed.daemon.runtime import Runtime
 from p2pfed.daemon.status import Status
@@ -91,7 +91,8 @@ def trainer_request(site: Site, topology: Topology) -> frames.Open:
 class Daemon:
     """One running site; also what its operator's commands act on.
 
-    ``start`` fills in the parts in the order in which they need one another.
+    ``start`` fills in the parts in the order in which they need one another. ``make_work`` takes
+    what :class:`RoundWork` does; only a demonstration of a hostile site passes another.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Daemon:
         store: Store,
         recent: RecentLines,
         make_transport: TransportMaker,
+        make_work: Callable[..., RoundWork] = RoundWork,
     ) -> None:
         self.site = site
         self.topology = topology
@@ -109,6 +111,7 @@ class Daemon:
         self.store = store
         self.recent = recent
         self._make_transport = make_transport
+        self._make_work = make_work
         self._name = site.file.name
         self._trainer = Trainer(
             trainer_request(site, topology),
@@ -183,7 +186,7 @@ class Daemon:
         plan = plan_of(self.topology, self._name, ready.schema_digest, self._trainer.genesis_digest)
         self.store.bind(plan.federation_id)
         aggregation = self.topology.file.aggregation
-        work = RoundWork(
+        work = self._make_work(
             self.store,
             self.identity,
             genesis,

@@ -78,6 +78,9 @@ class HeaderLog:
         if not rounds:
             del self._rounds[sender]
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def entries(self) -> Mapping[tuple[bytes, int], SignedHeader]:
         """What is known, by sender and round, as a snapshot."""
         return MappingProxyType(dict(self._entries))
