@@ -59,6 +59,7 @@ class Neighbour:
     quarantined: bool = False
     excluded_in_round: int | None = None  # the aggregation rule refused its replica
     repair_later: bool = False
+    rejected_in_round: int | None = None  # a payload of it was not what its header promised
 
     def delivered(self, round_number: int) -> bool:
         return self.held.round_number >= round_number and self.usable(round_number)

@@ -418,6 +418,7 @@ class RoundEngine:
         else:
             # What follows on the chain builds on the refused payload.
             self._discard(neighbour)
+            neighbour.rejected_in_round = self.round_number
             self._notice(do.NoticeKind.DELTA_REJECTED, event.site, event.reason)
         self._release(now)
         if neighbour.repair_later and neighbour.linked and neighbour.idle():
@@ -428,7 +429,11 @@ class RoundEngine:
             self._commands.append(do.DiscardPayload(neighbour.site, signed))
 
     def _ask_for_repair(self, neighbour: Neighbour) -> None:
-        neighbour.repair_later = False
+        """Ask for what is missing; once a round of who sent what could not be applied, or it
+        would be asked for, sent and refused without end."""
+        neighbour.repair_later = neighbour.rejected_in_round == self.round_number
+        if neighbour.repair_later:
+            return
         self._commands.append(do.RequestRepair(neighbour.site, neighbour.tip()))
 
     def _send_newest(self, site: str) -> None:

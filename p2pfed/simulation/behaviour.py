@@ -24,6 +24,7 @@ class Behaviour:
     """An honest site; hostile ones override what they do otherwise."""
 
     hostile = False
+    equivocates = False
 
     def publishes(self, peer: "SimulatedPeer", round_number: int, trained: Vector) -> Vector:  # noqa: ARG002
         """The model whose change it publishes, shape (d,)."""
@@ -75,6 +76,7 @@ class MessageLiar(Behaviour):
 
     def __init__(self, attack: MessageAttack) -> None:
         self._attack = attack
+        self.equivocates = attack.versions > 1
         self._signed: dict[int, list[Envelope]] = {}
 
     def sends(self, peer: "SimulatedPeer", envelope: Envelope) -> bool:

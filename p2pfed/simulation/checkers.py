@@ -33,6 +33,10 @@ WATCH_SECONDS = 5.0
 # After the last fault every site closes a round within this many deadlines, each with the time
 # that a link takes to be noticed as dead and made again.
 PROGRESS_DEADLINES = 4
+# Where no message is lost, every honest neighbour counts again after so many rounds that begin
+# once the last link had the time to be given up and made again.
+HEALING_ROUNDS = 4
+RELINKING_SECONDS = LINK_TIMEOUT_SECONDS + 2 * MAX_RETRY_SECONDS
 WEIGHT_TOLERANCE = 1e-9
 SPREAD_TOLERANCE = 1e-3  # relative; codecs round
 
@@ -61,6 +65,8 @@ class Checkers:
         self._symmetric: set[tuple[bytes, int, str, str]] = set()
         self._spread: dict[int, _Spread] = {}
         self._complete: dict[str, bool] = {}
+        self._rounds_in_peace: Counter[str] = Counter()
+        self._rejected: Counter[tuple[str, str, int]] = Counter()
         self.counts: Counter[str] = Counter()
 
     def fail(self, checker: str, detail: str) -> None:
@@ -83,12 +89,21 @@ class Checkers:
         self, peer: "SimulatedPeer", event: on.Event, before: int, commands: Sequence[do.Command]
     ) -> None:
         """After the engine of a site took an event."""
+        now = peer.engine.round_number
         self.counts["rounds_only_rise"] += 1
-        if peer.engine.round_number < before:
+        if now < before:
             self.fail("rounds_only_rise", f"{peer.name}: from {before} {peer.state()}")
         neighbour = peer.engine.neighbours.get(getattr(event, "site", ""))
         if neighbour is None:
             return
+        if isinstance(event, on.PayloadRejected):
+            self._rejected[peer.name, event.site, now] += 1
+            times = self._rejected[peer.name, event.site, now]
+            self._check(
+                "no_one_is_asked_without_end",
+                times <= limits.MAX_PENDING_PER_NEIGHBOUR + 1,
+                f"{peer.name} refused {times} payloads of {event.site} in round {now}",
+            )
         kept = len(neighbour.kept)
         outbox = peer.outboxes.get(neighbour.site)
         queued = len(outbox.queue) if outbox is not None else 0
@@ -125,6 +140,7 @@ class Checkers:
         if peer.behaviour.hostile:
             return
         self._complete[peer.name] = not command.left_out
+        self._check_healing(peer, command)
         for one in command.inputs:
             self._check_input(peer, one, command.round_number)
         self._check_weights(peer, command)
@@ -159,6 +175,30 @@ class Checkers:
             "staleness_is_bounded",
             staleness <= peer.plan.max_staleness,
             f"{where}: its model is {staleness} rounds old",
+        )
+
+    def _check_healing(self, peer: "SimulatedPeer", command: do.Aggregate) -> None:
+        """Once nothing goes wrong any more, nobody honest is left out for long."""
+        federation = self._federation
+        healed_seconds = federation.faults.last_seconds + RELINKING_SECONDS
+        if not federation.faults.over or self._world.now < healed_seconds:
+            return
+        self._rounds_in_peace[peer.name] += 1
+        if federation.scenario.loses_messages or federation.scenario.straggler:
+            return
+        if self._rounds_in_peace[peer.name] <= HEALING_ROUNDS:
+            return
+        forgotten = [
+            site
+            for site in command.left_out
+            if not federation.peers[site].behaviour.hostile
+            and self._rounds_in_peace[site] > HEALING_ROUNDS
+            and federation.peers[site].up
+        ]
+        self._check(
+            "everybody_counts_again",
+            not forgotten,
+            f"{peer.name} left {', '.join(forgotten)} out of round {command.round_number}",
         )
 
     def _check_weights(self, peer: "SimulatedPeer", command: do.Aggregate) -> None:
@@ -265,12 +305,29 @@ class Checkers:
     def ended(self) -> None:
         """After the last event."""
         federation = self._federation
+        self._check_convictions()
         for peer in federation.members():
             self._check(
                 "everybody_finishes",
                 peer.up and peer.engine.round_number >= federation.rounds,
                 f"{peer.name} ended in round {peer.engine.round_number} of {federation.rounds}",
             )
+
+
+    def _check_convictions(self) -> None:
+        """Who told its neighbours different things is found out by all of them."""
+        for liar in self._federation.peers.values():
+            if not liar.behaviour.equivocates or liar.committed_rounds < HEALING_ROUNDS:
+                continue
+            neighbours = [
+                peer for peer in self._federation.members() if liar.name in peer.engine.neighbours
+            ]
+            for peer in neighbours if len(neighbours) > 1 else ():
+                self._check(
+                    "liars_are_convicted",
+                    liar.name in peer.engine.quarantined,
+                    f"{peer.name} does not know that {liar.name} lies",
+                )
 
 
 def _variance(count: int, total: npt.NDArray[np.float64], squares: float) -> float:

@@ -480,11 +480,13 @@ class SimulatedPeer:
             for one in command.inputs
         ]
         settings = self.topology.file.aggregation
-        mixed = np.empty_like(self.own_replica)
+        # A liar goes on from what it knows to be true.
+        own = self.trained if self.behaviour.hostile else self.own_replica
+        mixed = np.empty_like(own)
         try:
             outcome = aggregate(
                 settings.rule,
-                self.own_replica,
+                own,
                 models,
                 mixed,
                 byzantine_neighbours=settings.byzantine_neighbours,
@@ -494,7 +496,7 @@ class SimulatedPeer:
             return
         self.notices["dropped"] += len(outcome.dropped)
         step = np.float32(settings.mixing_step)
-        self._mixed = self.trained + step * (mixed - self.own_replica)
+        self._mixed = self.trained + step * (mixed - own)
         self.handle(on.AggregationFinished(command.round_number))
 
     def _commit(self, round_number: int) -> None:

@@ -176,8 +176,11 @@ class Scenario(Settings):
     def honest_and_quiet(self) -> bool:
         """Whether nothing is to go wrong in it."""
         faults = (self.crash, self.partition, self.leave, self.join, self.hostile, self.storm)
-        losses = (self.links.loss, *(change.loss for change in self.link))
-        return not any(faults) and not any(losses)
+        return not any(faults) and not self.loses_messages
+
+    @property
+    def loses_messages(self) -> bool:
+        return any((self.links.loss, *(change.loss for change in self.link)))
 
 
 def load_scenario(path: Path, sites: frozenset[str]) -> Scenario:

@@ -55,8 +55,7 @@ def topology(names: str = "abcd", rounds: int = 12, **tables: Any) -> Topology:
         "schema_version": 1,
         "federation": {"name": "simulated"},
         "peer": [
-            {"name": name, "key": format_public_key(identity_of(name).public_key)}
-            for name in names
+            {"name": name, "key": format_public_key(identity_of(name).public_key)} for name in names
         ],
         "graph": {"kind": "complete"},
         "round": {"rounds": rounds, "deadline_seconds": 10.0, "local_steps": 1},
