@@ -21,7 +21,11 @@ STOP_TIMEOUT_SECONDS = 60.0
 STOP_POLL_SECONDS = 0.1
 
 # Loaded only when they are used: graphs and demonstrations need heavy libraries.
-_LAZY_GROUPS = {"topology": "p2pfed.cli.topology", "demo": "p2pfed.cli.demo"}
+_LAZY_GROUPS = {
+    "topology": "p2pfed.cli.topology",
+    "demo": "p2pfed.cli.demo",
+    "simulate": "p2pfed.cli.simulate",
+}
 
 
 class LazyGroup(TyperGroup):

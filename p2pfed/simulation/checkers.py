@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from p2pfed.errors import RemoteProtocolError, InvariantError
+from p2pfed.errors import InvariantError, RemoteProtocolError
 from p2pfed.protocol import commands as do
 from p2pfed.protocol import events as on
 from p2pfed.protocol import limits
@@ -291,7 +291,9 @@ class Checkers:
             )
             self.counts["nobody_waits_for_ever"] += 1
             if self._world.now - since > self._patience_seconds(peer):
-                self.fail("nobody_waits_for_ever", f"{peer.name} {peer.state()} since {since:.0f} s")
+                self.fail(
+                    "nobody_waits_for_ever", f"{peer.name} {peer.state()} since {since:.0f} s"
+                )
 
     def _patience_seconds(self, peer: "SimulatedPeer") -> float:
         once = (
@@ -312,7 +314,6 @@ class Checkers:
                 peer.up and peer.engine.round_number >= federation.rounds,
                 f"{peer.name} ended in round {peer.engine.round_number} of {federation.rounds}",
             )
-
 
     def _check_convictions(self) -> None:
         """Who told its neighbours different things is found out by all of them."""

@@ -1,0 +1,149 @@
+"""Small learning tasks, with their records spread over many unlike sites."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from p2pfed.attacks import DataAttack
+from p2pfed.errors import UsageError
+
+Features = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+LEAST_RECORDS = 8  # of a site
+TEST_FRACTION = 0.25
+SYNTHETIC_FEATURES = 16
+SYNTHETIC_CLASSES = 5
+SYNTHETIC_RECORDS = 2000  # or 20 a site where that is more
+SYNTHETIC_SPREAD = 1.5  # of the classes' centres; records scatter by 1 about them
+
+
+@dataclass(frozen=True)
+class SimulatedTask:
+    """Records of each site, and those that all models are judged by.
+
+    ``features`` of a site have shape (n_i, m), float32, ``labels`` (n_i,), int64, in
+    [0, ``classes``).
+    """
+
+    name: str
+    features: tuple[Features, ...]
+    labels: tuple[Labels, ...]
+    test_features: Features
+    test_labels: Labels
+    classes: int
+
+    @property
+    def sites(self) -> int:
+        return len(self.features)
+
+    def poisoned(self, attacks: Mapping[int, DataAttack], seed: int) -> "SimulatedTask":
+        """The same task where some sites' training records are not what they were."""
+        features, labels = list(self.features), list(self.labels)
+        for site, attack in attacks.items():
+            generator = np.random.default_rng([seed, site])
+            features[site], labels[site] = attack.poison(
+                features[site], labels[site], self.classes, generator
+            )
+        return replace(self, features=tuple(features), labels=tuple(labels))
+
+
+def digits(sites: int, concentration: float, seed: int) -> SimulatedTask:
+    """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn carries.
+
+    :raises UsageError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits  # noqa: PLC0415 - not needed by a daemon
+    except ImportError:
+        raise UsageError(
+            "the digits come with scikit-learn, which is not installed; install it with "
+            "pip install scikit-learn, or take the synthetic task"
+        ) from None
+    bundle = load_digits()
+    features = (bundle.data / 16.0).astype(np.float32)
+    labels = bundle.target.astype(np.int64)
+    return _spread("digits", features, labels, 10, sites, concentration, seed)
+
+
+def synthetic(sites: int, concentration: float, seed: int) -> SimulatedTask:
+    """Records that scatter about a centre for each class; generated, so nothing is needed."""
+    generator = np.random.default_rng([seed, 1])
+    count = max(SYNTHETIC_RECORDS, 20 * sites)
+    centres = generator.normal(0.0, SYNTHETIC_SPREAD, (SYNTHETIC_CLASSES, SYNTHETIC_FEATURES))
+    labels = generator.integers(0, SYNTHETIC_CLASSES, count)
+    features = centres[labels] + generator.normal(size=(count, SYNTHETIC_FEATURES))
+    return _spread(
+        "synthetic",
+        features.astype(np.float32),
+        labels.astype(np.int64),
+        SYNTHETIC_CLASSES,
+        sites,
+        concentration,
+        seed,
+    )
+
+
+TASKS: Mapping[str, Callable[[int, float, int], SimulatedTask]] = MappingProxyType(
+    {"digits": digits, "synthetic": synthetic}
+)
+
+
+def _spread(
+    name: str,
+    features: Features,
+    labels: Labels,
+    classes: int,
+    sites: int,
+    concentration: float,
+    seed: int,
+) -> SimulatedTask:
+    """Keep a part for the test, and deal the rest out to unlike sites."""
+    generator = np.random.default_rng([seed, 2])
+    order = generator.permutation(labels.size)
+    held = round(TEST_FRACTION * labels.size)
+    test, kept = order[:held], order[held:]
+    parts = dirichlet_parts(labels[kept], sites, concentration, generator)
+    return SimulatedTask(
+        name,
+        tuple(features[kept[part]] for part in parts),
+        tuple(labels[kept[part]] for part in parts),
+        features[test],
+        labels[test],
+        classes,
+    )
+
+
+def dirichlet_parts(
+    labels: Labels, sites: int, concentration: float, generator: np.random.Generator
+) -> Sequence[npt.NDArray[np.int64]]:
+    """Deal records out so that sites differ in which classes they see.
+
+    Each class is divided by shares drawn from a Dirichlet distribution (Hsu, Qi, Brown,
+    "Measuring the Effects of Non-Identical Data Distribution", 2019); the smaller the
+    concentration, the more unlike the sites. A site that is left with fewer than
+    ``LEAST_RECORDS`` is given some of the largest.
+
+    :returns: the indices of each site's records.
+    :raises UsageError: there are not enough records.
+    """
+    if labels.size < sites * LEAST_RECORDS:
+        raise UsageError(
+            f"{labels.size} records are too few for {sites} sites with {LEAST_RECORDS} each; "
+            "take the synthetic task"
+        )
+    parts: list[list[int]] = [[] for _ in range(sites)]
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        shares = generator.dirichlet([concentration] * sites)
+        cuts = (np.cumsum(shares)[:-1] * members.size).astype(np.int64)
+        for part, dealt in zip(parts, np.split(members, cuts), strict=True):
+            part.extend(dealt.tolist())
+    for part in parts:
+        while len(part) < LEAST_RECORDS:
+            largest = max(parts, key=len)
+            part.append(largest.pop(int(generator.integers(len(largest)))))
+    return [np.array(part, np.int64) for part in parts]
