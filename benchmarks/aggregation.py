@@ -50,7 +50,7 @@ def main() -> None:
     print(
         f"{arguments.models} models of {arguments.parameters} float32, {megabytes:.0f} MB, 1 thread"
     )
-    print(f"{'rule':20} {'s':>8} {'GB/s in':>8} {'ratio':>6}  target")
+    print(f"{'rule':28} {'s':>8} {'GB/s in':>8} {'ratio':>6}  target")
     for rule in RULES:
 
         def run(rule: str = rule) -> None:
@@ -64,7 +64,7 @@ def main() -> None:
         taken = statistics.median(pair[1] for pair in pairs)
         ratio = statistics.median(pair[0] / pair[1] for pair in pairs)
         target = f">= {TARGETS[rule]}" if rule in TARGETS else ""
-        print(f"{rule:20} {taken:8.4f} {megabytes / 1e3 / taken:8.2f} {ratio:6.2f}  {target}")
+        print(f"{rule:28} {taken:8.4f} {megabytes / 1e3 / taken:8.2f} {ratio:6.2f}  {target}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Robust aggregation of models: rules over a peer's own model and its neighbours'."""
 
-from p2pfed.aggregation.rules import NeighbourModel, Outcome, aggregate
+from p2pfed.aggregation.preaggregation import round_seed
+from p2pfed.aggregation.rules import Outcome, aggregate
+from p2pfed.aggregation.streaming import NeighbourModel
 
-__all__ = ["NeighbourModel", "Outcome", "aggregate"]
+__all__ = ["NeighbourModel", "Outcome", "aggregate", "round_seed"]

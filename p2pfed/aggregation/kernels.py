@@ -90,6 +90,37 @@ def compare_and_exchange(low: Vector, high: Vector) -> None:
 
 
 @compiled()
+def select_ranks(
+    rows: npt.NDArray[np.float32],
+    width: int,
+    network: npt.NDArray[np.int64],
+    ranks: tuple[int, int],
+    out: Vector,
+) -> bool:
+    """out = the mean of the ranks first..last of the rows in each of the first ``width`` columns.
+
+    :param rows: shape (n, BLOCK); left in another order.
+    :param network: shape (c, 2): the pairs (low, high) that a sorting network exchanges.
+    :returns: whether one of these values is not finite.
+    """
+    first, last = ranks
+    bad = False
+    for j in range(rows.shape[0]):
+        bad |= not np.isfinite(rows[j, :width]).all()
+    for step in range(network.shape[0]):
+        compare_and_exchange(rows[network[step, 0], :width], rows[network[step, 1], :width])
+    if first == last:
+        out[:] = rows[first, :width]
+    else:
+        for i in range(width):
+            total = 0.0
+            for row in range(first, last + 1):
+                total += np.float64(rows[row, i])
+            out[i] = np.float32(total / (last - first + 1))
+    return bad
+
+
+@compiled()
 def order_statistic(
     own: Vector,
     others: "List[Vector]",
@@ -101,11 +132,10 @@ def order_statistic(
 ) -> bool:
     """out = the mean of the ranks first..last of {own, others} in each coordinate.
 
-    :param network: shape (c, 2): the pairs (low, high) that a sorting network exchanges.
+    :param network: as for ``select_ranks``.
     :returns: whether a value of the range is not finite.
     """
     count = len(others) + 1
-    first, last = ranks
     rows = np.empty((count, BLOCK), np.float32)
     bad = False
     for begin in range(start, stop, BLOCK):
@@ -114,19 +144,54 @@ def order_statistic(
         rows[0, :width] = own[begin:end]
         for j in range(count - 1):
             rows[j + 1, :width] = others[j][begin:end]
-        for j in range(count):
-            bad |= not np.isfinite(rows[j, :width]).all()
-        for step in range(network.shape[0]):
-            compare_and_exchange(rows[network[step, 0], :width], rows[network[step, 1], :width])
-        if first == last:
-            out[begin:end] = rows[first, :width]
-        else:
-            for i in range(width):
-                total = 0.0
-                for row in range(first, last + 1):
-                    total += np.float64(rows[row, i])
-                out[begin + i] = np.float32(total / (last - first + 1))
+        bad |= select_ranks(rows, width, network, ranks, out[begin:end])
     return bad
+
+
+@compiled()
+def order_statistic_of_mixtures(
+    models: "List[Vector]",
+    mixing: Wide,
+    network: npt.NDArray[np.int64],
+    ranks: tuple[int, int],
+    start: int,
+    stop: int,
+    out: Vector,
+) -> bool:
+    """As ``order_statistic``, of the rows ``mixing @ models`` rounded to float32.
+
+    :param mixing: shape (rows, n), n the number of models.
+    """
+    count = mixing.shape[0]
+    rows = np.empty((count, BLOCK), np.float32)
+    total = np.empty(BLOCK, np.float64)
+    bad = False
+    for begin in range(start, stop, BLOCK):
+        end = min(begin + BLOCK, stop)
+        width = end - begin
+        for row in range(count):
+            total[:width] = 0.0
+            for j in range(len(models)):
+                if mixing[row, j] != 0.0:
+                    model = models[j][begin:end]
+                    for i in range(width):
+                        total[i] += mixing[row, j] * np.float64(model[i])
+            for i in range(width):
+                rows[row, i] = np.float32(total[i])
+        bad |= select_ranks(rows, width, network, ranks, out[begin:end])
+    return bad
+
+
+@compiled()
+def pairwise_squared_distances(
+    models: "List[Vector]", start: int, stop: int, squares: Wide
+) -> None:
+    """squares[i, j] += the squared distance of models i and j over the range, i < j."""
+    for low in range(start, stop, BLOCK):
+        high = min(low + BLOCK, stop)
+        for i in range(len(models)):
+            for j in range(i + 1, len(models)):
+                squares[i, j] += squared_distance(models[i][low:high], models[j][low:high])
 
 
 @compiled(fastmath={"reassoc"})

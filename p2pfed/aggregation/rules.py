@@ -1,4 +1,4 @@
-"""The aggregation rules: one entry point, streaming over blocks, never all models in memory.
+"""The aggregation rules by name, and the one entry point to them.
 
 Notation: y is the peer's own model, y_j the neighbours', z_j = y_j - y, w_j the mixing weight
 of the edge (Metropolis-Hastings), k the number of neighbours present, b how many of them are
@@ -6,45 +6,55 @@ assumed Byzantine.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from p2pfed.aggregation.sorting_network import selection_network
+from p2pfed.aggregation import averaging, clipping, krum, medians, preaggregation
+from p2pfed.aggregation.rows import Decision, Rows
+from p2pfed.aggregation.rule import Parameters, Rule
+from p2pfed.aggregation.streaming import NeighbourModel, StreamedModels, Vector
 from p2pfed.errors import AggregationError
-from p2pfed.rules_catalogue import RULES
+from p2pfed.rules_catalogue import NO_PRE_AGGREGATION, RULES, RuleDescription
 
-Vector = npt.NDArray[np.float32]
-Wide = npt.NDArray[np.float64]
-T = TypeVar("T")
+PreAggregation = Callable[[StreamedModels, int, bytes | None], Rows]
 
-PART_PARAMETERS = 1 << 19  # what one thread takes at a time; sums are added part by part, in
-# order, so that a result does not depend on the number of threads
-DROP_FACTOR = 3.0  # a neighbour beyond this many thresholds has no weight
-DROP_NEIGHBOURS = 3  # fewer cannot tell an outlier from an unlike site
-WEISZFELD_STEPS = 8
-WEISZFELD_FLOOR = 1e-3  # smallest distance that is divided by
+IMPLEMENTATIONS: Mapping[str, Rule] = MappingProxyType(
+    {
+        name: Rule(RULES[name], apply)
+        for name, apply in (
+            ("mean", averaging.mean),
+            ("median_clipping", clipping.median_clipping),
+            ("coordinate_median", medians.coordinate_median),
+            ("geometric_median", medians.geometric_median),
+            ("trimmed_mean", medians.trimmed_mean),
+            ("clipped_gossip", clipping.clipped_gossip),
+            ("centred_clipping", clipping.centred_clipping),
+            ("nearest_neighbour_averaging", averaging.nearest_neighbour_averaging),
+            ("krum", krum.krum),
+            ("multi_krum", krum.multi_krum),
+            ("balance", averaging.balance),
+        )
+    }
+)
 
-
-@dataclass(frozen=True, slots=True)
-class NeighbourModel:
-    """A neighbour's replica: ``vector`` has shape (d,), float32, and may be a mapped file;
-    ``weight`` is the mixing weight of the edge, in (0, 1)."""
-
-    name: str
-    vector: Vector
-    weight: float
+PRE_AGGREGATORS: Mapping[str, PreAggregation] = MappingProxyType(
+    {
+        NO_PRE_AGGREGATION: preaggregation.none,
+        "nearest_neighbour_mixing": preaggregation.nearest_neighbour_mixing,
+        "bucketing": preaggregation.bucketing,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a rule did. ``weights`` are effective: after clipping, 0 where dropped; a
     coordinate-wise rule has no such thing and reports equal shares. ``distances`` are
-    ||z_j||, where the rule looks at them."""
+    ||z_j||, where the rule looks at them. After a pre-aggregation, ``weights`` are those of
+    the neighbours' own models in the result, ``dropped`` has those without any, and
+    ``threshold`` is a distance between what the pre-aggregation made."""
 
     rule: str
     weights: Mapping[str, float]
@@ -52,38 +62,6 @@ class Outcome:
     threshold: float | None = None
     dropped: tuple[str, ...] = ()
     local_only: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Inputs:
-    own: Vector
-    neighbours: tuple[NeighbourModel, ...]  # sorted by name: the order of sums is fixed
-    out: Vector
-    byzantine_neighbours: int
-    threads: int
-
-    @property
-    def names(self) -> list[str]:
-        return [neighbour.name for neighbour in self.neighbours]
-
-    def models(self) -> Any:
-        from p2pfed.aggregation import kernels  # noqa: PLC0415 - loads numba
-
-        return kernels.as_list([neighbour.vector for neighbour in self.neighbours])
-
-    def vectors(self) -> tuple[Vector, ...]:
-        """y, y_1..y_k, as the kernels made for their number take them."""
-        return (self.own, *(neighbour.vector for neighbour in self.neighbours))
-
-    def over_parts(self, work: Callable[[int, int], T]) -> list[T]:
-        """``work(start, stop)`` for every part of the parameters, its results in order."""
-        dimension = self.own.shape[0]
-        starts = range(0, dimension, PART_PARAMETERS)
-        stops = [min(start + PART_PARAMETERS, dimension) for start in starts]
-        if self.threads == 1 or len(starts) == 1:
-            return [work(start, stop) for start, stop in zip(starts, stops, strict=True)]
-        with ThreadPoolExecutor(self.threads) as pool:
-            return list(pool.map(work, starts, stops))
 
 
 def aggregate(
@@ -94,6 +72,10 @@ def aggregate(
     *,
     byzantine_neighbours: int = 0,
     threads: int = 1,
+    pre_aggregation: str = NO_PRE_AGGREGATION,
+    progress: float = 0.0,
+    seed: bytes | None = None,
+    options: Mapping[str, float] = MappingProxyType({}),
 ) -> Outcome:
     """Write R(own; neighbours) to ``out``.
 
@@ -104,24 +86,60 @@ def aggregate(
     :param byzantine_neighbours: b, for rules that ask for it; clamped to what those present
         allow.
     :param threads: that share a large model; the result does not depend on their number.
-    :raises AggregationError: unknown rule, unlike shapes, or values that are not finite; it
-        names the neighbour where one is at fault. ``out`` is then meaningless.
+    :param pre_aggregation: what is done to the models before the rule sees them.
+    :param progress: the fraction of the planned rounds that is done, in [0, 1]; ``balance``
+        narrows with it.
+    :param seed: at least 1 byte, of the round's groups; ``bucketing`` needs it, see
+        ``round_seed``.
+    :param options: of the rule, by the names in its description; the others keep their
+        defaults.
+    :raises AggregationError: unknown rule, pre-aggregation or option, unlike shapes, or values
+        that are not finite; it names the neighbour where one is at fault. ``out`` is then
+        meaningless.
     """
-    if rule not in RULES:
-        raise AggregationError(f"unknown rule {rule!r}; known: {', '.join(RULES)}")
+    if rule not in IMPLEMENTATIONS:
+        raise AggregationError(f"unknown rule {rule!r}; known: {', '.join(IMPLEMENTATIONS)}")
+    if pre_aggregation not in PRE_AGGREGATORS:
+        raise AggregationError(
+            f"unknown pre-aggregation {pre_aggregation!r}; known: {', '.join(PRE_AGGREGATORS)}"
+        )
+    if not 0.0 <= progress <= 1.0:
+        raise AggregationError(f"progress is {progress}, expected a fraction of the rounds")
+    implementation = IMPLEMENTATIONS[rule]
+    chosen = _options(implementation.description, options)
     _check(own, neighbours, out)
-    ordered = tuple(sorted(neighbours, key=lambda neighbour: neighbour.name))
-    inputs = _Inputs(
+    if not neighbours:
+        np.copyto(out, own)
+        return Outcome(rule, {}, {}, local_only=True)
+    # The order of sums is fixed, so that the result does not depend on that of the arguments.
+    ordered = sorted(neighbours, key=lambda neighbour: neighbour.name)
+    models = StreamedModels(
         np.asarray(own),
         tuple(NeighbourModel(n.name, np.asarray(n.vector), n.weight) for n in ordered),
         np.asarray(out),
-        byzantine_neighbours,
         threads,
     )
-    if not ordered:
-        np.copyto(out, own)
-        return Outcome(rule, {}, {}, local_only=True)
-    return _IMPLEMENTATIONS[rule](inputs)
+    rows = PRE_AGGREGATORS[pre_aggregation](models, byzantine_neighbours, seed)
+    most = implementation.description.tolerates(rows.count - 1)
+    byzantine = min(byzantine_neighbours, most)
+    decision = implementation.apply(rows, Parameters(byzantine, progress, chosen))
+    return _outcome(rule, rows, decision, mixed=pre_aggregation != NO_PRE_AGGREGATION)
+
+
+def _options(description: RuleDescription, given: Mapping[str, float]) -> dict[str, float]:
+    unknown = sorted(set(given) - set(description.options))
+    if unknown:
+        known = ", ".join(description.options) or "none"
+        raise AggregationError(f"{description.name} has no option {unknown[0]!r}; known: {known}")
+    for name, value in given.items():
+        # Written so that NaN is refused as well.
+        if not description.options[name].least <= value < float("inf"):
+            raise AggregationError(
+                f"{description.name}: {name} is {value}, at least "
+                f"{description.options[name].least} is expected"
+            )
+    defaults = {name: option.default for name, option in description.options.items()}
+    return {**defaults, **given}
 
 
 def _check(own: Vector, neighbours: Sequence[NeighbourModel], out: Vector) -> None:
@@ -141,179 +159,15 @@ def _check(own: Vector, neighbours: Sequence[NeighbourModel], out: Vector) -> No
             raise AggregationError("the result would overwrite an input", name)
 
 
-def _distances(inputs: _Inputs) -> dict[str, float]:
-    """||z_j|| of every neighbour, in one pass.
-
-    :raises AggregationError: a model is not finite.
-    """
-    from p2pfed.aggregation import kernels  # noqa: PLC0415 - loads numba
-
-    models = inputs.models()
-
-    def part(start: int, stop: int) -> Wide:
-        squares = np.zeros(len(inputs.neighbours))
-        kernels.squared_distances(inputs.own, models, start, stop, squares)
-        return squares
-
-    return _roots(inputs, sum(inputs.over_parts(part), np.zeros(len(inputs.neighbours))))
-
-
-def _roots(inputs: _Inputs, squares: Wide) -> dict[str, float]:
-    """:raises AggregationError: a sum is not finite, so a model is not."""
-    finite = np.isfinite(squares)
-    if not finite.all():
-        if not np.isfinite(inputs.own).all():
-            raise AggregationError("the own model is not finite")
-        name = inputs.names[int(np.argmin(finite))]
-        raise AggregationError(f"the model of {name} is not finite", name)
-    return dict(zip(inputs.names, np.sqrt(squares).tolist(), strict=True))
-
-
-def _combine(inputs: _Inputs, weights: Mapping[str, float]) -> None:
-    """out = y + sum_j weights[j] z_j."""
-    from p2pfed.aggregation import kernels, specialised  # noqa: PLC0415 - loads numba
-
-    shares = np.array([weights[name] for name in inputs.names])
-    count = len(inputs.neighbours) + 1
-    if specialised.worthwhile(count, inputs.own.shape[0]):
-        own_kernel = specialised.combine_kernel(count)
-        vectors = inputs.vectors()
-
-        def part(start: int, stop: int) -> None:
-            own_kernel(vectors, shares, start, stop, inputs.out)
-    else:
-        models = inputs.models()
-
-        def part(start: int, stop: int) -> None:
-            kernels.combine(inputs.own, models, shares, start, stop, inputs.out)
-
-    inputs.over_parts(part)
-
-
-def _mean(inputs: _Inputs) -> Outcome:
-    distances = _distances(inputs)
-    weights = {neighbour.name: neighbour.weight for neighbour in inputs.neighbours}
-    _combine(inputs, weights)
-    return Outcome("mean", weights, distances)
-
-
-def _clip(inputs: _Inputs, rule: str, distances: dict[str, float], threshold: float) -> Outcome:
-    """y + sum_j w_j clip(z_j, t), without those beyond DROP_FACTOR t. What an edge loses in
-    weight stays with y."""
-    may_drop = len(inputs.neighbours) >= DROP_NEIGHBOURS
-    weights: dict[str, float] = {}
-    dropped: list[str] = []
-    for neighbour in inputs.neighbours:
-        distance = distances[neighbour.name]
-        if distance <= threshold:
-            weights[neighbour.name] = neighbour.weight
-        elif may_drop and distance > DROP_FACTOR * threshold:
-            weights[neighbour.name] = 0.0
-            dropped.append(neighbour.name)
-        else:
-            weights[neighbour.name] = neighbour.weight * threshold / distance
-    _combine(inputs, weights)
-    return Outcome(rule, weights, distances, threshold, tuple(dropped))
-
-
-def _median_clipping(inputs: _Inputs) -> Outcome:
-    """t = the lower median of the distances, so a minority of neighbours cannot raise it."""
-    distances = _distances(inputs)
-    ordered = sorted(distances.values())
-    return _clip(inputs, "median_clipping", distances, ordered[(len(ordered) - 1) // 2])
-
-
-def _clipped_gossip(inputs: _Inputs) -> Outcome:
-    """CS+ of Gaucher, Dieuleveut, Hendrikx: t = the (k-2b)-th smallest distance."""
-    distances = _distances(inputs)
-    count = len(distances)
-    byzantine = min(inputs.byzantine_neighbours, (count - 1) // 2)
-    threshold = sorted(distances.values())[count - 2 * byzantine - 1]
-    return _clip(inputs, "clipped_gossip", distances, threshold)
-
-
-def _order_statistic(inputs: _Inputs, rule: str, first: int, last: int) -> Outcome:
-    """Per coordinate, the mean of ranks ``first`` to ``last`` among {y, y_1..y_k}."""
-    from p2pfed.aggregation import kernels, specialised  # noqa: PLC0415 - loads numba
-
-    count = len(inputs.neighbours) + 1
-    if specialised.worthwhile(count, inputs.own.shape[0]):
-        own_kernel = specialised.order_statistic_kernel(count, first, last)
-        vectors = inputs.vectors()
-
-        def part(start: int, stop: int) -> bool:
-            return own_kernel(vectors, start, stop, inputs.out)
-    else:
-        network, models = selection_network(count, first, last), inputs.models()
-
-        def part(start: int, stop: int) -> bool:
-            ranks = (first, last)
-            return bool(
-                kernels.order_statistic(inputs.own, models, network, ranks, start, stop, inputs.out)
-            )
-
-    if any(inputs.over_parts(part)):
-        _distances(inputs)  # finds the model that is not finite, and raises
-    return Outcome(rule, dict.fromkeys(inputs.names, 1.0 / count), {})
-
-
-def _coordinate_median(inputs: _Inputs) -> Outcome:
-    count = len(inputs.neighbours) + 1
-    return _order_statistic(inputs, "coordinate_median", (count - 1) // 2, count // 2)
-
-
-def _trimmed_mean(inputs: _Inputs) -> Outcome:
-    """Without the b highest and the b lowest; at least one value stays."""
-    count = len(inputs.neighbours) + 1
-    trimmed = min(inputs.byzantine_neighbours, (count - 1) // 2)
-    return _order_statistic(inputs, "trimmed_mean", trimmed, count - 1 - trimmed)
-
-
-def _geometric_median(inputs: _Inputs) -> Outcome:
-    """Weiszfeld's iteration from the coordinate median (Pillutla, Kakade, Harchaoui 2022).
-
-    After the first step every iterate is a weighted mean of the inputs, so its distances
-    follow from the inner products of the z_j alone: one pass collects those, and one writes
-    the result, whatever the number of steps.
-    """
-    from p2pfed.aggregation import kernels  # noqa: PLC0415 - loads numba
-
-    count = len(inputs.neighbours) + 1
-    distances = _distances(inputs)
-    _order_statistic(inputs, "geometric_median", (count - 1) // 2, count // 2)
-    models = inputs.models()
-
-    def part(start: int, stop: int) -> tuple[Wide, Wide]:
-        products, to_median = np.zeros((count - 1, count - 1)), np.zeros(count)
-        median = inputs.out
-        kernels.inner_products(inputs.own, models, start, stop, products)
-        kernels.squared_distances(median, models, start, stop, to_median[1:])
-        to_median[0] = kernels.squared_distance(inputs.own[start:stop], median[start:stop])
-        return products, to_median
-
-    parts = inputs.over_parts(part)
-    products = np.zeros((count, count))  # of z_0 = 0, z_1..z_k
-    upper = sum((one for one, _ in parts), np.zeros((count - 1, count - 1)))
-    products[1:, 1:] = upper + np.triu(upper, 1).T
-    squared = sum((other for _, other in parts), np.zeros(count))
-    for _ in range(WEISZFELD_STEPS):
-        inverse = 1.0 / np.maximum(np.sqrt(np.maximum(squared, 0.0)), WEISZFELD_FLOOR)
-        weights = inverse / inverse.sum()
-        # ||z_i - sum_j w_j z_j||^2
-        cross = products @ weights
-        squared = np.diag(products) - 2 * cross + weights @ cross
-    effective = dict(zip(inputs.names, weights[1:].tolist(), strict=True))
-    _combine(inputs, effective)
-    return Outcome("geometric_median", effective, distances)
-
-
-_IMPLEMENTATIONS: Mapping[str, Callable[[_Inputs], Outcome]] = MappingProxyType(
-    {
-        "mean": _mean,
-        "median_clipping": _median_clipping,
-        "coordinate_median": _coordinate_median,
-        "geometric_median": _geometric_median,
-        "trimmed_mean": _trimmed_mean,
-        "clipped_gossip": _clipped_gossip,
-    }
-)
+def _outcome(rule: str, rows: Rows, decision: Decision, *, mixed: bool) -> Outcome:
+    names = rows.models.names
+    shares = rows.effective(decision.shares)
+    refused = shares == 0.0 if mixed else decision.dropped
+    distances = rows.models.known_distances
+    return Outcome(
+        rule,
+        dict(zip(names, shares.tolist(), strict=True)),
+        {} if distances is None else dict(zip(names, distances.tolist(), strict=True)),
+        decision.threshold,
+        tuple(name for name, out in zip(names, refused.tolist(), strict=False) if out),
+    )

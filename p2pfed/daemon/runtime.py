@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import structlog
 import trio
@@ -47,10 +47,28 @@ class NeighbourCounts:
     weight: float = 0.0
 
 
+class Offload(Protocol):
+    """Runs blocking work for the event loop; a cancelled caller still waits for its end."""
+
+    async def __call__(self, job: Callable[[], T], /) -> T: ...
+
+
+class WorkerThreads:
+    """The daemon's own :class:`Offload`."""
+
+    def __init__(self, most: int) -> None:
+        self._limiter = trio.CapacityLimiter(most)
+
+    async def __call__(self, job: Callable[[], T], /) -> T:
+        return await trio.to_thread.run_sync(job, limiter=self._limiter)
+
+
 class Runtime:
     """One peer's engine at work.
 
     :param peer_ids: the peer id of every member, by site name.
+    :ivar offload: where vector work runs. Assignable, for a virtual clock does not wait for
+        threads: a test under one gives another.
     """
 
     def __init__(
@@ -75,6 +93,7 @@ class Runtime:
         self.times = RoundTimes()
         self.halted = trio.Event()
         self.changed: Callable[[], None] = lambda: None
+        self.offload: Offload = WorkerThreads(HEAVY_THREADS)
         self.metrics_before: dict[str, float] = {}
         self.metrics_after: dict[str, float] = {}
         self.training_loss: float | None = None
@@ -90,7 +109,6 @@ class Runtime:
         self._received: dict[bytes, ReceivedPayload] = {}
         self._mixed: Mixed | None = None
         self._timers: dict[on.Timer, trio.CancelScope] = {}
-        self._threads = trio.CapacityLimiter(HEAVY_THREADS)
         self._one_job = trio.Lock()  # the store and the vectors take one caller at a time
         self._answer: do.AnswerOffer | None = None
         self._sealing: set[str] = set()  # sites that a snapshot is being made for
@@ -105,11 +123,17 @@ class Runtime:
             self._nursery = nursery
             task_status.started()
             self.dispatch(on.Started())
-            await self.halted.wait()
+            try:
+                await self.halted.wait()
+            finally:
+                # Links that are cut short with everything else still report to this runtime.
+                self.halted.set()
             nursery.cancel_scope.cancel()
 
     def dispatch(self, event: on.Event) -> None:
-        """Tell the engine what happened and start what follows from it."""
+        """Tell the engine what happened and start what follows from it; nothing once halted."""
+        if self.halted.is_set():
+            return
         now = trio.current_time()
         commands = self.engine.handle(event, now)
         self.times.entered(self.engine.phase, now)
@@ -189,7 +213,7 @@ class Runtime:
         """Run vector work off the event loop. It is never abandoned half-way: a cancelled
         daemon waits for it, so that no thread writes to a store that was closed."""
         async with self._one_job:
-            return await trio.to_thread.run_sync(job, limiter=self._threads)
+            return await self.offload(job)
 
     async def _train(self, command: do.Train) -> None:
         try:

@@ -3,10 +3,14 @@ together, on the same hold-outs. Possible only because the demo's data are publi
 
     python -m p2pfed.demo.comparison SITE_FILE... prints JSON; each site's exported model lies
     beside its site file as model.safetensors.
+
+    python -m p2pfed.demo.comparison --runs '{"RUN": ["SITE_FILE", ...], ...}' does so for
+    several runs of the same sites.
 """
 
 import json
 import sys
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,57 +28,118 @@ from p2pfed.training.regions import Vector
 from p2pfed.training.schema import schema_of
 from p2pfed.training.tabular import Predictions, Tabular
 
+Figures = dict[str, float]  # by name of the metric
+
+
+class Hospitals:
+    """The records of some sites of a demo, and models judged on them."""
+
+    def __init__(self, site_files: list[Path]) -> None:
+        self._sites = [load_site(path) for path in site_files]
+        self._settings = load_topology(self._sites[0].topology_path).file
+        options = self._settings.task.options
+        data = [Tabular(options, site.data).datasets() for site in self._sites]
+        self.names = [site.file.name for site in self._sites]
+        self.training = [cast(TensorDataset, one.training) for one in data]
+        self.holdouts = [cast(TensorDataset, one.holdout) for one in data]
+        # Training sets class weights on its task, so the baselines get one that nobody else uses.
+        self._judge = Tabular(options, self._sites[0].data)
+
+    @cached_property
+    def local(self) -> list[Vector]:
+        """Each site's own model, trained on its own records alone."""
+        return [
+            self._train([own], name) for own, name in zip(self.training, self.names, strict=True)
+        ]
+
+    @cached_property
+    def pooled(self) -> list[Vector]:
+        """For each site the one model trained on the records of all of them."""
+        return [self._train(self.training, "pooled")] * len(self._sites)
+
+    def _train(self, records: list[TensorDataset], name: str) -> Vector:
+        settings = self._settings
+        return train_baseline(
+            self._judge,
+            records,
+            total_steps=settings.round.rounds * settings.round.local_steps,
+            seed=settings.task.seed,
+            name=name,
+        )
+
+    def federated(self, site_files: list[Path]) -> list[Vector]:
+        """What each site exported after a run."""
+        schema = schema_of(self._judge.build_model())
+        return [read_model(path.with_name(MODEL_NAME), schema) for path in site_files]
+
+    def by_site(self, models: list[Vector]) -> list[Figures]:
+        """AUC and accuracy of each site's model on that site's hold-out."""
+        return [
+            _figures([predict(self._judge, model, holdout)])
+            for model, holdout in zip(models, self.holdouts, strict=True)
+        ]
+
+    def overall(self, models: list[Vector]) -> Figures:
+        """Each site's model is judged on all hold-outs together; their mean."""
+        figures = [
+            _figures([predict(self._judge, model, holdout) for holdout in self.holdouts])
+            for model in models
+        ]
+        return {key: float(np.mean([one[key] for one in figures])) for key in figures[0]}
+
 
 def compare(site_files: list[Path]) -> dict[str, Any]:
-    """AUC and accuracy for each site and overall, as ``sites`` and ``overall`` of the report.
-
-    Overall, each site's model is judged on all hold-outs together and the mean is given.
-    """
-    torch.set_num_threads(1)
-    sites = [load_site(path) for path in site_files]
-    settings = load_topology(sites[0].topology_path).file
-    options, seed = settings.task.options, settings.task.seed
-    steps = settings.round.rounds * settings.round.local_steps
-    tasks = [Tabular(options, site.data) for site in sites]
-    data = [task.datasets() for task in tasks]
-    training = [cast(TensorDataset, one.training) for one in data]
-    holdouts = [cast(TensorDataset, one.holdout) for one in data]
-    # Training sets class weights on its task, so the baselines get one that nobody else uses.
-    judge = Tabular(options, sites[0].data)
-
-    def train(records: list[TensorDataset], name: str) -> Vector:
-        return train_baseline(judge, records, total_steps=steps, seed=seed, name=name)
-
-    models: dict[str, list[Vector]] = {
-        "local": [train([own], site.file.name) for own, site in zip(training, sites, strict=True)],
-        "federated": [
-            read_model(path.with_name(MODEL_NAME), schema_of(judge.build_model()))
-            for path in site_files
-        ],
-        "pooled": [train(training, "pooled")] * len(sites),
+    """AUC and accuracy for each site and overall, as ``sites`` and ``overall`` of the report."""
+    hospitals = Hospitals(site_files)
+    models = {
+        "local": hospitals.local,
+        "federated": hospitals.federated(site_files),
+        "pooled": hospitals.pooled,
     }
-    rows = []
-    for index, (site, holdout) in enumerate(zip(sites, holdouts, strict=True)):
-        figures = {
-            kind: _figures([predict(judge, each[index], holdout)]) for kind, each in models.items()
-        }
-        rows.append({"name": site.file.name, "test_rows": len(holdout), **figures})
-    overall = {
-        kind: _mean([_figures([predict(judge, model, h) for h in holdouts]) for model in each])
-        for kind, each in models.items()
-    }
+    figures = {kind: hospitals.by_site(each) for kind, each in models.items()}
+    rows = [
+        {"name": name, "test_rows": len(holdout), **{kind: figures[kind][at] for kind in models}}
+        for at, (name, holdout) in enumerate(zip(hospitals.names, hospitals.holdouts, strict=True))
+    ]
+    overall = {kind: hospitals.overall(each) for kind, each in models.items()}
     return {"sites": rows, "overall": overall}
 
 
-def _figures(predictions: list[Predictions]) -> dict[str, float]:
+def compare_runs(runs: dict[str, list[Path]]) -> dict[str, Any]:
+    """AUC and accuracy for each site and overall, for each of several runs of the same sites on
+    the same data, and what the sites reach without a federation: alone, and pooled."""
+    hospitals = Hospitals(next(iter(runs.values())))
+    report = {}
+    for run, site_files in runs.items():
+        models = hospitals.federated(site_files)
+        rows = zip(hospitals.names, hospitals.holdouts, hospitals.by_site(models), strict=True)
+        report[run] = {
+            "sites": [
+                {"name": name, "test_rows": len(holdout), **figures}
+                for name, holdout, figures in rows
+            ],
+            "overall": hospitals.overall(models),
+        }
+    reference = {
+        "local": hospitals.overall(hospitals.local),
+        "pooled": hospitals.overall(hospitals.pooled),
+    }
+    return {"runs": report, "reference": reference}
+
+
+def _figures(predictions: list[Predictions]) -> Figures:
     labels = np.concatenate([p.labels for p in predictions])
     scores = np.concatenate([p.scores for p in predictions])
     return {"auc": auc(labels, scores), "accuracy": accuracy(labels, scores)}
 
 
-def _mean(figures: list[dict[str, float]]) -> dict[str, float]:
-    return {key: float(np.mean([figure[key] for figure in figures])) for key in figures[0]}
+def _report(arguments: list[str]) -> dict[str, Any]:
+    if arguments[0] == "--runs":
+        runs = json.loads(arguments[1])
+        return compare_runs({run: [Path(file) for file in files] for run, files in runs.items()})
+    return compare([Path(argument) for argument in arguments])
 
 
 if __name__ == "__main__":
-    print(json.dumps(compare([Path(argument) for argument in sys.argv[1:]])))  # noqa: T201
+    torch.set_num_threads(1)
+    print(json.dumps(_report(sys.argv[1:])))  # noqa: T201

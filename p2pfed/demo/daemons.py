@@ -25,10 +25,15 @@ class DemoError(P2pfedError):
     """The demonstration did not come to its end."""
 
 
+def run_command(site: Site) -> list[str]:
+    """What an operator starts: ``p2pfed run``, under this interpreter."""
+    return [sys.executable, "-m", "p2pfed", "run", "--config", str(site.path)]
+
+
 class RunningSite:
     """One daemon process."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, command: list[str]) -> None:
         self.site = site
         self.name = site.file.name
         self.link = DaemonLink(site.control_socket)
@@ -37,7 +42,7 @@ class RunningSite:
         # A session of its own: Ctrl-C in the terminal reaches the demo, which then stops its
         # daemons in order.
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "p2pfed", "run", "--config", str(site.path)],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
@@ -85,16 +90,22 @@ class RunningSite:
 
 
 class Daemons:
-    """All daemons of a demo; a context manager that leaves none behind."""
+    """All daemons of a demo; a context manager that leaves none behind.
 
-    def __init__(self, sites: tuple[Site, ...]) -> None:
+    :param command: what to start for a site.
+    """
+
+    def __init__(
+        self, sites: tuple[Site, ...], command: Callable[[Site], list[str]] = run_command
+    ) -> None:
         self._sites = sites
+        self._command = command
         self.running: list[RunningSite] = []
 
     def __enter__(self) -> "Daemons":
         try:
             for site in self._sites:
-                self.running.append(RunningSite(site))
+                self.running.append(RunningSite(site, self._command(site)))
         except BaseException:
             self._stop()
             raise

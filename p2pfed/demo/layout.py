@@ -22,12 +22,21 @@ COPIED_TABLES = ("graph", "round", "aggregation", "codec")  # taken from --topol
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the command line may change; None leaves the demo's own value."""
+    """What may be changed of a demo; None leaves its own value."""
 
     rounds: int | None = None
     seed: int = 0
     rule: str | None = None
     topology: Path | None = None
+    deadline_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class DemoSite:
+    """A site of a demo and the table that becomes its data."""
+
+    name: str
+    table: Path
 
 
 @dataclass(frozen=True)
@@ -50,29 +59,36 @@ def free_ports(count: int) -> list[int]:
             one.close()
 
 
-def write_layout(folder: Path, directory: Path, options: DemoOptions) -> DemoLayout:
+def sites_of(folder: Path) -> tuple[DemoSite, ...]:
+    """The sites of the demo in ``folder``: one for each table."""
+    return tuple(DemoSite(table.stem, table) for table in sorted(folder.glob("*.csv")))
+
+
+def write_layout(
+    folder: Path, directory: Path, options: DemoOptions, further: tuple[DemoSite, ...] = ()
+) -> DemoLayout:
     """Write the federation of the demo in ``folder`` under ``directory``.
 
+    :param further: sites beyond those of the demo, after them.
     :raises ConfigurationError: the result, or a given topology file, is not sound.
     """
     document = read_toml(folder / f"{folder.name}.toml")
-    tables = sorted(folder.glob("*.csv"))
-    names = [table.stem for table in tables]
+    sites = (*sites_of(folder), *further)
+    names = [site.name for site in sites]
     peers, files = [], []
-    for table, port in zip(tables, free_ports(len(tables)), strict=True):
-        site = directory / table.stem
-        identity = create_identity(site / "keys")
-        shutil.copyfile(table, site / "data.csv")
+    for site, port in zip(sites, free_ports(len(sites)), strict=True):
+        identity = create_identity(directory / site.name / "keys")
+        shutil.copyfile(site.table, directory / site.name / "data.csv")
         address = f"/ip4/127.0.0.1/tcp/{port}"
         peers.append(
             {
-                "name": table.stem,
+                "name": site.name,
                 "key": format_public_key(identity.public_key),
                 "addresses": [address],
             }
         )
-        files.append(site / "site.toml")
-        _write_site(files[-1], table.stem, address, options.seed)
+        files.append(directory / site.name / "site.toml")
+        _write_site(files[-1], site.name, address, options.seed)
     document = {
         "schema_version": 1,
         "federation": {"name": folder.name},
@@ -84,6 +100,8 @@ def write_layout(folder: Path, directory: Path, options: DemoOptions) -> DemoLay
         document |= _from_given(options.topology, names)
     if options.rounds is not None:
         document.setdefault("round", {})["rounds"] = options.rounds
+    if options.deadline_seconds is not None:
+        document.setdefault("round", {})["deadline_seconds"] = options.deadline_seconds
     if options.rule is not None:
         document.setdefault("aggregation", {})["rule"] = options.rule
     document["task"]["seed"] = options.seed

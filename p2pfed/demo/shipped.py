@@ -17,6 +17,6 @@ def demo_folder(name: str) -> Path:
     """:raises UsageError: there is no such demo."""
     folder = shipped("demos") / name
     if not (folder / f"{name}.toml").is_file():
-        known = sorted(path.stem for path in shipped("demos").glob("*/*.toml"))
+        known = sorted(path.parent.name for path in shipped("demos").glob("*/README.md"))
         raise UsageError(f"no demo {name!r}; there are: {', '.join(known)}")
     return folder

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from p2pfed.keys import parse_public_key, peer_id_from_public_key, public_key_from_peer_id
-from p2pfed.rules_catalogue import DEFAULT_RULE, RULES
+from p2pfed.rules_catalogue import DEFAULT_RULE, NO_PRE_AGGREGATION, PRE_AGGREGATIONS, RULES
 from p2pfed.settings import Settings
 
 SCHEMA_VERSION = 1
@@ -120,6 +120,12 @@ def _check_plain(value: object, place: str, depth: int) -> None:
 def _rule(name: str) -> str:
     if name not in RULES:
         raise ValueError(f"unknown rule; known: {', '.join(RULES)}")
+    return name
+
+
+def _pre_aggregation(name: str) -> str:
+    if name not in PRE_AGGREGATIONS:
+        raise ValueError(f"unknown pre-aggregation; known: {', '.join(PRE_AGGREGATIONS)}")
     return name
 
 
@@ -315,12 +321,19 @@ class Round(Settings):
 
 
 class Aggregation(Settings):
+    """How a site combines its neighbours' models with its own."""
+
     rule: Annotated[str, AfterValidator(_rule)] = field(
         f"The aggregation rule; default {DEFAULT_RULE}.", reload=False, default=DEFAULT_RULE
     )
+    pre_aggregation: Annotated[str, AfterValidator(_pre_aggregation)] = field(
+        "What is done to the models before the rule sees them: nearest_neighbour_mixing, which "
+        f"asks for b, or bucketing. Default {NO_PRE_AGGREGATION}.",
+        reload=False,
+        default=NO_PRE_AGGREGATION,
+    )
     byzantine_neighbours: int = field(
-        "b: hostile neighbours assumed in each neighbourhood, for rules that ask for it. "
-        "Default 0.",
+        "b: hostile neighbours assumed in each neighbourhood, for what asks for it. Default 0.",
         reload=False,
         default=0,
         ge=0,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from p2pfed.protocol.codecs import get_codec
-from p2pfed.rules_catalogue import RULES
+from p2pfed.rules_catalogue import RULES, asks_for_b, describe, tolerates
 from p2pfed.topology.resilience import (
     BREAKDOWN_FRACTION,
     CLIPPING_FRACTION,
@@ -75,6 +75,7 @@ class CheckReport:
     byzantine_limit: float | None
     hostile_sites: HostileSites | None
     rule: str
+    pre_aggregation: str
     byzantine_neighbours: int
     sites: tuple[SiteReport, ...]
     weak_sites: tuple[str, ...]
@@ -119,6 +120,7 @@ def check(topology: Topology, parameters: int | None = None) -> CheckReport:
         byzantine_limit=None if mu2 is None else BREAKDOWN_FRACTION * mu2,
         hostile_sites=None if topology.time_varying else hostile_sites(union),
         rule=topology.file.aggregation.rule,
+        pre_aggregation=topology.file.aggregation.pre_aggregation,
         byzantine_neighbours=topology.file.aggregation.byzantine_neighbours,
         sites=sites,
         weak_sites=_weak_sites(sites),
@@ -150,11 +152,16 @@ def _site(
         name=name,
         degree=min(degrees),
         largest_degree=max(degrees),
-        tolerates=RULES[topology.file.aggregation.rule].tolerates(min(degrees)),
+        tolerates=_tolerates(topology, min(degrees)),
         detour_hops=detour_hops(union, name),
         cut_vertex=cut_vertex,
         bytes_per_round=None if payload_bytes is None else payload_bytes * max(degrees),
     )
+
+
+def _tolerates(topology: Topology, degree: int) -> int:
+    aggregation = topology.file.aggregation
+    return tolerates(aggregation.rule, degree, aggregation.pre_aggregation)
 
 
 def _weak_sites(sites: Sequence[SiteReport]) -> tuple[str, ...]:
@@ -193,21 +200,25 @@ def _hub(union: "nx.Graph") -> str | None:
 
 
 def _rule_warnings(topology: Topology, sites: Sequence[SiteReport], mu2: float | None) -> list[str]:
-    rule = RULES[topology.file.aggregation.rule]
-    b = topology.file.aggregation.byzantine_neighbours
-    if rule.tolerates(len(sites)) == 0:
-        return [f"{rule.name} gives one broken or hostile site full power over every model"]
+    aggregation = topology.file.aggregation
+    b = aggregation.byzantine_neighbours
+    weakness = RULES[aggregation.rule].weakness
+    if weakness is not None:
+        return [f"{aggregation.rule} {weakness}"]
+    # Eigenvalues are not exact, and graphs whose limit is a whole number are common.
+    mu2 = None if mu2 is None else round(mu2, 9)
+    shown = describe(aggregation.rule, aggregation.pre_aggregation)
     warnings: list[str] = []
-    if rule.asks_for_b and b == 0:
+    if asks_for_b(aggregation.rule, aggregation.pre_aggregation) and b == 0:
         warnings.append(
-            f"{rule.name} with byzantine_neighbours = 0 protects against nobody; say how many "
+            f"{shown} with byzantine_neighbours = 0 protects against nobody; say how many "
             "hostile neighbours it shall bear"
         )
     powerless = [site.name for site in sites if site.tolerates == 0]
     if powerless:
-        least = next(degree for degree in itertools.count() if rule.tolerates(degree) > 0)
+        least = next(degree for degree in itertools.count() if _tolerates(topology, degree) > 0)
         warnings.append(
-            f"{rule.name} bears no hostile neighbour at {_some(powerless, len(sites))}: it "
+            f"{shown} bears no hostile neighbour at {_some(powerless, len(sites))}: it "
             f"takes {least} neighbours to outvote one"
         )
     if mu2 is not None and b >= BREAKDOWN_FRACTION * mu2:

@@ -266,7 +266,8 @@ def _check_graph(file: TopologyFile, path: Path) -> list[Problem]:
     b = file.aggregation.byzantine_neighbours
     for name in names:
         degree = min(graph.degree[name] for graph in graphs)
-        reason = precondition(file.aggregation.rule, degree, b) if b else None
+        rule, before = file.aggregation.rule, file.aggregation.pre_aggregation
+        reason = precondition(rule, degree, b, before) if b else None
         if reason is not None:
             problems.append(
                 Problem(

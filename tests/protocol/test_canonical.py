@@ -67,6 +67,7 @@ def test_a_truncated_message_is_malformed(value: object, data: st.DataObject) ->
         (b"\x91" * 600 + b"\xc0", "deep nesting"),
         (b"\x91" * 5000 + b"\xc0", "deeper nesting than the decoder takes"),
         (pack([0] * (limits.MAX_MSGPACK_DEPTH_ITEMS + 1)), "a long array"),
+        (b"\xdf\xff\xff\xff\xff", "a map that claims four thousand million entries"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -91,10 +92,18 @@ def test_a_long_message_is_refused_before_it_is_decoded() -> None:
         b"\x80" * 2**24,
         b"\x90" * 2**24,
         b"\xdd\xff\xff\xff\xff" + b"\x90" * 2**24,
+        b"\xdf\xff\xff\xff\xff" + b"\x80" * 2**24,
         b"\xdc\x00\x40" * 2**22,
         b"\x91" * 2**24,
     ],
-    ids=["empty maps", "empty arrays", "an endless array", "arrays of 64", "nested arrays"],
+    ids=[
+        "empty maps",
+        "empty arrays",
+        "an endless array",
+        "an endless map",
+        "arrays of 64",
+        "nested arrays",
+    ],
 )
 def test_a_flood_of_containers_costs_bounded_memory(flood: bytes) -> None:
     tracemalloc.start()

@@ -37,7 +37,7 @@ HEADERS = st.builds(
 
 # For each field, another value that is valid too, and values that are not.
 CHANGES: dict[str, tuple[object, list[object]]] = {
-    "version": (2, [0, "1", True]),
+    "version": (2, [0, 2, "1", True]),
     "federation_id": (b"x" * 32, [b"x" * 31, b"", "x" * 32, None]),
     "kind": ("snapshot", ["gradient", 0, b"delta"]),
     "sender": (BOB.public_key, [b"x" * 33, ""]),
@@ -47,14 +47,14 @@ CHANGES: dict[str, tuple[object, list[object]]] = {
     "sequence": (9, [0, limits.MAX_SEQUENCE + 1]),
     "previous": (b"x" * 32, [0]),
     "replica_before": (b"x" * 32, [b""]),
-    "replica_after": (b"x" * 32, [[]]),
+    "replica_after": (b"x" * 32, [[], None]),
     "codec": ("int8", [b"int8", "x" * 17]),
     "key_commitment": (b"x" * 32, [b"x" * 16]),
     "chunks_root": (b"x" * 32, [b"x" * 64]),
     "chunk_count": (2, [0, limits.MAX_CHUNKS + 1]),
     "payload_bytes": (404, [0, limits.MAX_PAYLOAD_BYTES + 1]),
-    "privacy_spend": (0.5, [-0.5, float("inf"), float("nan"), 0, 1e7]),
-    "time_seconds": (1, [-1, limits.MAX_TIME_SECONDS + 1]),
+    "privacy_spend": (0.5, [-0.5, float("inf"), float("nan"), 0, 1, 1e7]),
+    "time_seconds": (1, [-1, "now", limits.MAX_TIME_SECONDS + 1]),
 }
 FIELD_NAMES = [field.name for field in dataclasses.fields(Header)]
 
@@ -124,11 +124,14 @@ def test_a_missing_or_additional_field_is_malformed(count: int) -> None:
         parse_signed_header(encoded, ALICE.sign(Kind.DELTA.signing_domain, encoded))
 
 
-def test_a_delta_signature_does_not_hold_for_a_snapshot() -> None:
-    snapshot = signed_header(kind=Kind.SNAPSHOT)
-    as_delta = ALICE.sign(Kind.DELTA.signing_domain, snapshot.encoded)
+@pytest.mark.parametrize(
+    ("kind", "other"), [(Kind.SNAPSHOT, Kind.DELTA), (Kind.DELTA, Kind.SNAPSHOT)]
+)
+def test_a_signature_of_one_kind_does_not_hold_for_the_other(kind: Kind, other: Kind) -> None:
+    signed = signed_header(kind=kind)
+    as_other = ALICE.sign(other.signing_domain, signed.encoded)
     with pytest.raises(AuthenticationError):
-        parse_signed_header(snapshot.encoded, as_delta)
+        parse_signed_header(signed.encoded, as_other)
 
 
 def test_another_member_cannot_sign_in_the_senders_name() -> None:

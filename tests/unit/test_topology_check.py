@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from topology_documents import document, load
 
+from p2pfed.errors import ConfigurationError
 from p2pfed.protocol.codecs import get_codec
+from p2pfed.rules_catalogue import PRE_AGGREGATIONS, RULES, tolerates
 from p2pfed.topology.lint import HEADER_BYTES, CheckReport, check
 from p2pfed.topology.resilience import BREAKDOWN_FRACTION, detour_hops, hostile_sites
 from p2pfed.topology.weights import (
@@ -21,6 +23,7 @@ from p2pfed.topology.weights import (
     second_eigenvalue_modulus,
 )
 
+B = "byzantine_neighbours"
 BRIDGE = [["a", "b"], ["b", "c"], ["c", "a"], ["c", "d"], ["d", "e"], ["e", "f"], ["f", "d"]]
 
 
@@ -99,6 +102,17 @@ def test_an_explicit_star_has_a_hub_too(tmp_path: Path) -> None:
         ({"rule": "trimmed_mean"}, "protects against nobody"),
         ({"rule": "median_clipping"}, "takes 3 neighbours to outvote one"),
         ({"rule": "coordinate_median", "byzantine_neighbours": 1}, "no rule has a guarantee"),
+        ({"rule": "balance"}, "pull with full weight, however many are hostile"),
+        ({"rule": "krum"}, "takes 4 neighbours to outvote one"),
+        (
+            {"rule": "coordinate_median", "pre_aggregation": "nearest_neighbour_mixing"},
+            "coordinate_median after nearest_neighbour_mixing with byzantine_neighbours = 0 "
+            "protects against nobody",
+        ),
+        (
+            {"rule": "median_clipping", "pre_aggregation": "bucketing"},
+            "takes 5 neighbours to outvote one",
+        ),
     ],
 )
 def test_a_rule_that_does_not_protect_is_warned_about(
@@ -115,6 +129,53 @@ def test_a_b_between_a_quarter_and_a_half_of_the_connectivity_is_warned_about(
     assert any("beyond a quarter" in warning for warning in close.warnings)
     far = report(tmp_path, "abcdef", graph={"kind": "complete"}, aggregation=aggregation)
     assert far.warnings == ()
+
+
+@pytest.mark.parametrize("before", list(PRE_AGGREGATIONS))
+@pytest.mark.parametrize("rule", list(RULES))
+def test_the_check_fails_exactly_from_one_more_than_the_rule_bears(
+    tmp_path: Path, rule: str, before: str
+) -> None:
+    aggregation = {"rule": rule, "pre_aggregation": before}
+    tables = {"graph": {"kind": "complete"}, "aggregation": aggregation}
+    found = report(tmp_path, "abcdefgh", **tables)
+    assert found.pre_aggregation == before
+    borne = {site.tolerates for site in found.sites}
+    assert borne == {tolerates(rule, 7, before)}
+    (most,) = borne
+    report(tmp_path, "abcdefgh", **tables | {"aggregation": {**aggregation, B: most}})
+    with pytest.raises(ConfigurationError) as caught:
+        report(tmp_path, "abcdefgh", **tables | {"aggregation": {**aggregation, B: most + 1}})
+    assert {problem.key for problem in caught.value.problems} == {f"aggregation.{B}"}
+    assert f"at most {most} Byzantine" in str(caught.value)
+
+
+def test_an_unknown_pre_aggregation_is_refused_with_those_that_are_known(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        report(tmp_path, aggregation={"pre_aggregation": "nnm"})
+    (problem,) = caught.value.problems
+    assert problem.key == "aggregation.pre_aggregation"
+    assert "known: none, nearest_neighbour_mixing, bucketing" in problem.reason
+
+
+def test_the_digest_tells_pre_aggregations_apart_and_not_how_the_default_is_written(
+    tmp_path: Path,
+) -> None:
+    digests = {
+        before: report(tmp_path, aggregation={"pre_aggregation": before}).digest
+        for before in PRE_AGGREGATIONS
+    }
+    assert len(set(digests.values())) == len(PRE_AGGREGATIONS)
+    assert report(tmp_path).digest == digests["none"]
+
+
+def test_a_whole_number_for_a_limit_is_met_and_not_missed_by_rounding(tmp_path: Path) -> None:
+    # On twelve sites the exponential graph has an algebraic connectivity of 4.
+    exponential = {"kind": "exponential"}
+    aggregation = {"rule": "coordinate_median", "byzantine_neighbours": 2}
+    found = report(tmp_path, "abcdefghijkl", graph=exponential, aggregation=aggregation)
+    assert found.byzantine_limit == pytest.approx(2)
+    assert any("no rule has a guarantee" in warning for warning in found.warnings)
 
 
 def test_neighbours_that_neither_can_dial_are_named(tmp_path: Path) -> None:
