@@ -25,6 +25,7 @@ import numpy as np
 import trio
 from transport import RECEIVER, SENDER, connect, make_transport, transfer
 
+from p2pfed.aggregation import Mixing
 from p2pfed.daemon.delta_exchange import (
     DeltaReceiver,
     ExchangeHandler,
@@ -59,9 +60,7 @@ def make_work(store: Store, identity: Identity, dimension: int, codec: str) -> R
         identity,
         np.zeros(dimension, np.float32),
         codec=codec,
-        rule="mean",
-        byzantine_neighbours=0,
-        mixing_step=1.0,
+        mixing=Mixing("mean", "benchmark"),
     )
 
 

@@ -10,6 +10,7 @@ import structlog
 import trio
 
 from p2pfed import __version__
+from p2pfed.aggregation import Mixing
 from p2pfed.config import Site
 from p2pfed.daemon.addresses import AddressBook
 from p2pfed.daemon.control import (
@@ -25,7 +26,6 @@ from p2pfed.daemon.logs import RecentLines
 from p2pfed.daemon.membership import Membership
 from p2pfed.daemon.notify import notify, notify_reloading
 from p2pfed.daemon.outbox import Outbox
-from p2pfed.topology.plan import peer_ids_of, plan_of
 from p2pfed.daemon.round_work import RoundWork
 from p2pfed.daemon.runtime import Runtime
 from p2pfed.daemon.status import Status
@@ -46,6 +46,7 @@ from p2pfed.protocol.rounds import OwnState, RoundEngine
 from p2pfed.site_identity import check_membership
 from p2pfed.topology import Topology, load_topology
 from p2pfed.topology.diff import compare, fixed_changes
+from p2pfed.topology.plan import peer_ids_of, plan_of
 from p2pfed.training import frames
 
 log = structlog.get_logger(__name__)
@@ -136,7 +137,7 @@ class Daemon:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._trainer.run)
             self._build()
-            nursery.start_soon(self._heed_signals)
+            await nursery.start(self._heed_signals)
             await nursery.start(
                 serve_control,
                 self,
@@ -185,15 +186,12 @@ class Daemon:
         self._check_model_size(ready.dimension)
         plan = plan_of(self.topology, self._name, ready.schema_digest, self._trainer.genesis_digest)
         self.store.bind(plan.federation_id)
-        aggregation = self.topology.file.aggregation
         work = self._make_work(
             self.store,
             self.identity,
             genesis,
             codec=self.topology.file.codec.name,
-            rule=aggregation.rule,
-            byzantine_neighbours=aggregation.byzantine_neighbours,
-            mixing_step=aggregation.mixing_step,
+            mixing=Mixing.of(self.topology.file),
         )
         headers = HeaderLog(self.store.headers())
         retained = work.retained()
@@ -315,8 +313,11 @@ class Daemon:
             for name in self.topology.all_neighbours(self._name)
         }
 
-    async def _heed_signals(self) -> None:
+    async def _heed_signals(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            task_status.started()
             stopping = False
             async for number in signals:
                 if number == signal.SIGHUP:

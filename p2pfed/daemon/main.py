@@ -1,5 +1,6 @@
 """``p2pfed run``: from a site file to a running daemon and its exit code."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -8,6 +9,7 @@ import trio
 from p2pfed.config import load_site
 from p2pfed.daemon.daemon import Daemon, TransportMaker
 from p2pfed.daemon.logs import RecentLines, configure
+from p2pfed.daemon.round_work import RoundWork
 from p2pfed.daemon.store import Store
 from p2pfed.errors import P2pfedError
 from p2pfed.keys import load_identity
@@ -17,9 +19,10 @@ from p2pfed.topology import load_topology
 log = structlog.get_logger(__name__)
 
 
-def run_daemon(config: Path) -> int:
+def run_daemon(config: Path, make_work: Callable[..., RoundWork] = RoundWork) -> int:
     """Run a site until it is stopped.
 
+    :param make_work: what makes its vectors' work; see ``Daemon``.
     :returns: 0 after a clean stop.
     :raises P2pfedError: with the exit code that fits it.
     """
@@ -31,7 +34,7 @@ def run_daemon(config: Path) -> int:
     check_membership(site, topology, identity)
     store = Store(site.state_directory)
     try:
-        daemon = Daemon(site, topology, identity, store, recent, TransportMaker())
+        daemon = Daemon(site, topology, identity, store, recent, TransportMaker(), make_work)
         try:
             trio.run(daemon.run)
         except* P2pfedError as group:

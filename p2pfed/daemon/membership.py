@@ -14,7 +14,7 @@ from p2pfed.keys import peer_id_from_public_key
 from p2pfed.protocol import events as on
 from p2pfed.protocol import limits
 from p2pfed.protocol.evidence import verify_equivocation
-from p2pfed.protocol.header import Kind, parse_signed_header
+from p2pfed.protocol.header import Kind, header_digest, parse_signed_header
 from p2pfed.protocol.messages import (
     AddressRecordNotice,
     EquivocationProof,
@@ -176,6 +176,8 @@ class Membership:
                 raise RemoteProtocolError(f"{type(message).__name__} is not expected here")
 
     def _take_header(self, heard_from: str, notice: HeaderNotice) -> None:
+        if self._runtime.headers.knows(header_digest(notice.encoded)):
+            return  # several neighbours pass on the same ones
         signed = parse_signed_header(notice.encoded, notice.signature)
         sender = self._topology.peer_by_id(peer_id_from_public_key(signed.header.sender))
         if signed.header.kind is not Kind.DELTA:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from p2pfed.aggregation import NeighbourModel, Outcome, aggregate
+from p2pfed.aggregation import Mixing, NeighbourModel, Outcome
 from p2pfed.daemon.second_stage import SecondStage
 from p2pfed.daemon.sendable import Sendable
 from p2pfed.daemon.store import Generation, Store, StoredReplica
@@ -55,8 +55,7 @@ class RoundWork:
     """The vectors of one peer and what is done with them; one call at a time.
 
     :param genesis: the model all peers start from, shape (d,), float32.
-    :param rule: name of the aggregation rule.
-    :param mixing_step: gamma, the fraction of the aggregate's step that is taken.
+    :param mixing: the federation's rule and how it is applied.
     """
 
     def __init__(
@@ -66,9 +65,7 @@ class RoundWork:
         genesis: npt.NDArray[np.float32],
         *,
         codec: str,
-        rule: str,
-        byzantine_neighbours: int,
-        mixing_step: float,
+        mixing: Mixing,
     ) -> None:
         self._store = store
         self._identity = identity
@@ -77,9 +74,7 @@ class RoundWork:
         self.genesis_digest = vector_digest(genesis)
         self.dimension = genesis.shape[0]
         self._codec = codec
-        self._rule = rule
-        self._byzantine_neighbours = byzantine_neighbours
-        self._mixing_step = mixing_step
+        self._mixing = mixing
         self._replicas: dict[str, StoredReplica] = store.replicas(self.dimension)
         self._delta_norms: deque[float] = deque(maxlen=NORM_SAMPLES)
         generation = store.generation()
@@ -306,7 +301,7 @@ class RoundWork:
     def _replica(self, site: str) -> npt.NDArray[np.float32]:
         return self._store.replica(site, self._replicas[site].slot, self.dimension)
 
-    def mix(self, inputs: Iterable[do.AggregationInput]) -> Mixed:
+    def mix(self, command: do.Aggregate, plan: FederationPlan) -> Mixed:
         """x = y + gamma (R(r; r_1..r_k) - r): fold the neighbours' replicas in.
 
         Both ends of an edge mix the same two published replicas, so what the codec lost stays
@@ -317,15 +312,11 @@ class RoundWork:
         own = self._own_replica()
         trained = self._store.vector(self._trained_digest, self.dimension)
         pending = self._store.new_vector("mixed", self.dimension)
-        models = [NeighbourModel(i.site, self._replica(i.site), i.weight) for i in inputs]
-        outcome = aggregate(
-            self._rule,
-            own,
-            models,
-            pending.array,
-            byzantine_neighbours=self._byzantine_neighbours,
+        models = [NeighbourModel(i.site, self._replica(i.site), i.weight) for i in command.inputs]
+        outcome = self._mixing.aggregate(
+            command.round_number, plan.total_rounds, own, models, pending.array
         )
-        step = np.float32(self._mixing_step)
+        step = np.float32(self._mixing.step)
         for start in range(0, self.dimension, MIXING_CHUNK_PARAMETERS):
             part = slice(start, start + MIXING_CHUNK_PARAMETERS)
             pending.array[part] = trained[part] + step * (pending.array[part] - own[part])

@@ -105,7 +105,7 @@ class Runtime:
         self.deltas_rejected: Counter[str] = Counter()
         self.notices: deque[do.Notice] = deque(maxlen=KEPT_NOTICES)
         self.counts: dict[str, NeighbourCounts] = {}
-        self._headers = headers
+        self.headers = headers
         self._received: dict[bytes, ReceivedPayload] = {}
         self._mixed: Mixed | None = None
         self._timers: dict[on.Timer, trio.CancelScope] = {}
@@ -296,7 +296,7 @@ class Runtime:
 
     async def _aggregate(self, command: do.Aggregate) -> None:
         try:
-            self._mixed = await self._in_thread(partial(self.work.mix, command.inputs))
+            self._mixed = await self._in_thread(partial(self.work.mix, command, self.plan))
         except AggregationError as error:
             self.dispatch(on.AggregationFailed(command.round_number, error.site, str(error)))
             return
@@ -323,7 +323,7 @@ class Runtime:
             "before": self.metrics_before,
             "after": self.metrics_after,
         }
-        headers = self._headers.entries()
+        headers = self.headers.entries()
         await self._in_thread(partial(self.work.commit, round_number, mixed, headers, record))
         self._mixed = None
         self.model_digest = mixed.digest

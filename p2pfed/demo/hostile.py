@@ -14,23 +14,17 @@ from typing import Any
 
 import numpy as np
 import structlog
-import trio
 
 from p2pfed.attacks import ModelAttack, View, make
 from p2pfed.attacks.attack import Vector, as_model
-from p2pfed.config import load_site
-from p2pfed.daemon.daemon import Daemon, TransportMaker
-from p2pfed.daemon.logs import RecentLines, configure
+from p2pfed.daemon.main import run_daemon
 from p2pfed.daemon.round_work import Mixed, RoundWork
 from p2pfed.daemon.sendable import Sendable
-from p2pfed.daemon.store import Store
 from p2pfed.errors import UsageError
-from p2pfed.keys import load_identity
 from p2pfed.protocol import commands as do
 from p2pfed.protocol.envelope import PayloadContext
 from p2pfed.protocol.plan import FederationPlan
 from p2pfed.protocol.publishing import Publication, Sealed
-from p2pfed.topology import load_topology
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +47,7 @@ class HostileRoundWork(RoundWork):
         self._generator = generator
         self._start: Vector = self._genesis
         self._honest: Vector | None = None  # while a round is published but not yet mixed
-        self._mixing = False
+        self._is_mixing = False
         self._spoilt_by: np.float32 | None = None
 
     def publish(
@@ -75,16 +69,16 @@ class HostileRoundWork(RoundWork):
         return item
 
     def mix(self, *inputs: Any, **settings: Any) -> Mixed:
-        self._mixing = True
+        self._is_mixing = True
         try:
             mixed = super().mix(*inputs, **settings)
         finally:
-            self._mixing = False
+            self._is_mixing = False
         self._start = mixed.model.copy()
         return mixed
 
     def _own_replica(self) -> Vector:
-        if self._mixing and self._honest is not None:
+        if self._is_mixing and self._honest is not None:
             return self._honest
         return super()._own_replica()
 
@@ -143,28 +137,12 @@ def model_attack(name: str) -> ModelAttack:
 def run_hostile(config: Path, attack: str, seed: int) -> None:
     """Run the site of ``config`` as a hostile one until it is stopped.
 
-    :raises P2pfedError: as ``p2pfed run`` does; several at once as a group.
+    :raises P2pfedError: as ``p2pfed run`` does.
     """
-    site = load_site(config)
-    recent = RecentLines()
-    configure(site.file.log.level, site.file.log.format, recent)
-    store = Store(site.state_directory)
     make_work = partial(
         HostileRoundWork, attack=model_attack(attack), generator=np.random.default_rng(seed)
     )
-    try:
-        daemon = Daemon(
-            site,
-            load_topology(site.topology_path),
-            load_identity(site.keys_directory),
-            store,
-            recent,
-            TransportMaker(),
-            make_work,
-        )
-        trio.run(daemon.run)
-    finally:
-        store.close()
+    run_daemon(config, make_work)
 
 
 if __name__ == "__main__":

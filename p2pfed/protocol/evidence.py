@@ -47,6 +47,7 @@ class HeaderLog:
     def __init__(self, headers: Iterable[SignedHeader] = ()) -> None:
         self._entries: OrderedDict[tuple[bytes, int], SignedHeader] = OrderedDict()
         self._rounds: dict[bytes, list[int]] = {}  # of each sender, ascending
+        self._digests: set[bytes] = set()
         for signed in headers:
             self.observe(signed)
 
@@ -66,17 +67,23 @@ class HeaderLog:
                 return None
             self._forget(sender, rounds[0])
         self._entries[sender, round_number] = signed
+        self._digests.add(signed.digest)
         insort(rounds, round_number)
         if len(self._entries) > limits.HEADER_LOG_ENTRIES:
             self._forget(*next(iter(self._entries)))
         return signed
 
     def _forget(self, sender: bytes, round_number: int) -> None:
-        del self._entries[sender, round_number]
+        self._digests.discard(self._entries.pop((sender, round_number)).digest)
         rounds = self._rounds[sender]
         rounds.remove(round_number)
         if not rounds:
             del self._rounds[sender]
+
+    def knows(self, digest: bytes) -> bool:
+        """Whether the header with this digest is among them: then it says nothing new, and
+        need not be verified again."""
+        return digest in self._digests
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -73,6 +73,10 @@ class Neighbour:
             and self.excluded_in_round != round_number
         )
 
+    def failed_in(self, round_number: int) -> bool:
+        """Whether what it sent for the round was of no use: nothing better will come."""
+        return round_number in (self.excluded_in_round, self.rejected_in_round)
+
     def idle(self) -> bool:
         """Whether nothing of it is on the way or waiting to be applied."""
         return self.applying is None and self.arriving is None and not self.kept

@@ -163,7 +163,7 @@ class RoundEngine:
             for neighbour in self._of_this_round()
             if not neighbour.delivered(self.round_number)
             and not neighbour.quarantined
-            and neighbour.excluded_in_round != self.round_number
+            and not neighbour.failed_in(self.round_number)
             and (neighbour.linked or now < neighbour.down_since_seconds + self._grace_seconds())
         ]
 

@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from p2pfed.aggregation import Mixing
 from p2pfed.attacks import make
 from p2pfed.keys import Identity
 from p2pfed.protocol.digests import vector_digest
 from p2pfed.protocol.plan import FederationPlan
 from p2pfed.protocol.rounds import Phase
-from p2pfed.simulation.behaviour import behaviour_of
+from p2pfed.simulation.behaviour import Behaviour, behaviour_of
 from p2pfed.simulation.checkers import Checkers
 from p2pfed.simulation.envelopes import Signatures
 from p2pfed.simulation.faults import Faults
@@ -60,6 +61,7 @@ class SimulatedFederation:
     :param identities: of every peer of the topology file, by name.
     :param evaluate_every: rounds between two evaluations of the honest sites' models.
     :param replay: the command that runs this simulation again, for who finds a fault.
+    :param behaviours: of sites that act in a way that no scenario can say.
     :raises ValueError: the topology file says "until stopped".
     """
 
@@ -72,6 +74,7 @@ class SimulatedFederation:
         seed: int,
         evaluate_every: int = 10,
         replay: str = "",
+        behaviours: Mapping[str, Behaviour] | None = None,
     ) -> None:
         if topology.file.round.rounds == 0:
             raise ValueError("a simulation needs a number of rounds")
@@ -79,6 +82,7 @@ class SimulatedFederation:
         self.scenario = scenario
         self.replay = replay
         self.rounds = topology.file.round.rounds
+        self.mixing = Mixing.of(topology.file)
         self.codec = topology.file.codec.name
         self.genesis = learner.genesis()
         self.genesis_digest = vector_digest(self.genesis)
@@ -89,14 +93,23 @@ class SimulatedFederation:
         self.faults = Faults(self, topology)
         self.topology = self.faults.first_topology
         self._names = {identity.public_key: name for name, identity in identities.items()}
-        self.peers = self._make_peers(topology, identities)
+        self.peers = self._make_peers(topology, identities, behaviours or {})
+        self._members = tuple(
+            peer.name
+            for peer in self.peers.values()
+            if not peer.behaviour.hostile and peer.name in self.faults.last_topology.names
+        )
+        self._unfinished = set(self._members)
         self.checkers = Checkers(self)
         self.network = Network(self.world, scenario, self.peers)
         self._plans: dict[tuple[bytes, str], FederationPlan] = {}
         self._links: dict[tuple[bytes, str], frozenset[str]] = {}
 
     def _make_peers(
-        self, topology: Topology, identities: Mapping[str, Identity]
+        self,
+        topology: Topology,
+        identities: Mapping[str, Identity],
+        behaviours: Mapping[str, Behaviour],
     ) -> dict[str, SimulatedPeer]:
         scenario = self.scenario
         clocks = {one.site: Clock(one.offset_seconds, 1.0 + one.drift) for one in scenario.clock}
@@ -110,7 +123,7 @@ class SimulatedFederation:
                 identities[name],
                 clocks.get(name, Clock()),
                 factors.get(name, 1.0),
-                behaviour_of(attacks.get(name)),
+                behaviours.get(name) or behaviour_of(attacks.get(name)),
             )
             for index, name in enumerate(topology.names)
         }
@@ -138,21 +151,18 @@ class SimulatedFederation:
 
     def finished(self) -> bool:
         """Whether all faults are over and every honest member has closed its last round."""
-        return self.faults.over and self._unfinished == 0
+        return self.faults.over and not self._unfinished
 
-    @property
-    def _unfinished(self) -> int:
-        return sum(
-            not peer.up or peer.engine.phase is not Phase.FINISHED for peer in self.members()
-        )
+    def note_phase(self, peer: SimulatedPeer) -> None:
+        """Keep count of those who are not done; a site that reloads may have rounds to go."""
+        if peer.up and peer.engine.phase is Phase.FINISHED:
+            self._unfinished.discard(peer.name)
+        elif peer.name in self._members:
+            self._unfinished.add(peer.name)
 
     def members(self) -> Iterable[SimulatedPeer]:
         """The honest sites that are to go on to the end."""
-        return (
-            peer
-            for peer in self.peers.values()
-            if not peer.behaviour.hostile and peer.name in self.faults.last_topology.names
-        )
+        return (self.peers[name] for name in self._members)
 
     def honest(self) -> Iterable[SimulatedPeer]:
         return (peer for peer in self.peers.values() if not peer.behaviour.hostile)

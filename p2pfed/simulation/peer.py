@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from p2pfed.aggregation import NeighbourModel, aggregate
+from p2pfed.aggregation import NeighbourModel
 from p2pfed.errors import AggregationError, AuthenticationError
 from p2pfed.keys import Identity
 from p2pfed.protocol import commands as do
@@ -181,6 +181,7 @@ class SimulatedPeer:
             return
         self.world.record(self.name, "crashes", number=self.engine.round_number)
         self.up = False
+        self.federation.note_phase(self)
         self.federation.network.died(self.name)
 
     def later(self, seconds: float, action: Callable[..., None], *arguments: object) -> None:
@@ -265,6 +266,7 @@ class SimulatedPeer:
         before = self.engine.round_number
         commands = self.engine.handle(event, self.clock.local(self.world.now))
         self.federation.checkers.handled(self, event, before, commands)
+        self.federation.note_phase(self)
         for command in commands:
             self._execute(command)
         return commands
@@ -393,6 +395,9 @@ class SimulatedPeer:
         self.handle(on.WantArrived(other, replica_held))
 
     def header_heard(self, heard_from: str, signed: SignedHeader) -> None:
+        self.handled["HeaderNotice"] += 1
+        if self.headers.knows(signed.digest):
+            return
         try:
             verified = self.federation.signatures.verify(signed.encoded, signed.signature)
         except AuthenticationError:
@@ -479,23 +484,19 @@ class SimulatedPeer:
             NeighbourModel(one.site, self.replicas[one.site].vector, one.weight)
             for one in command.inputs
         ]
-        settings = self.topology.file.aggregation
+        mixing = self.federation.mixing
         # A liar goes on from what it knows to be true.
         own = self.trained if self.behaviour.hostile else self.own_replica
         mixed = np.empty_like(own)
         try:
-            outcome = aggregate(
-                settings.rule,
-                own,
-                models,
-                mixed,
-                byzantine_neighbours=settings.byzantine_neighbours,
+            outcome = mixing.aggregate(
+                command.round_number, self.plan.total_rounds, own, models, mixed
             )
         except AggregationError as error:
             self.handle(on.AggregationFailed(command.round_number, error.site, str(error)))
             return
         self.notices["dropped"] += len(outcome.dropped)
-        step = np.float32(settings.mixing_step)
+        step = np.float32(mixing.step)
         self._mixed = self.trained + step * (mixed - own)
         self.handle(on.AggregationFinished(command.round_number))
 

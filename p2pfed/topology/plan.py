@@ -1,8 +1,12 @@
 """From a topology file to what the round engine needs of it."""
 
+from functools import lru_cache, partial
+
 from p2pfed.protocol.federation import federation_id
 from p2pfed.protocol.plan import FederationPlan
 from p2pfed.topology import Topology
+
+REMEMBERED_ROUNDS = 64  # of a graph that varies; the engine asks for the same few again
 
 
 def plan_of(
@@ -10,12 +14,13 @@ def plan_of(
 ) -> FederationPlan:
     """One site's view of ``topology`` for a model with this schema and genesis."""
     file = topology.file
+    weights_of = lru_cache(REMEMBERED_ROUNDS)(partial(topology.weights, site))
     return FederationPlan(
         topology_digest=topology.digest,
         schema_digest=schema_digest,
         federation_id=federation_id(file.federation.name, schema_digest, genesis_digest),
         genesis_replica=genesis_digest,
-        weights_of=lambda round_number: topology.weights(site, round_number),
+        weights_of=weights_of if topology.time_varying else lambda _: weights_of(0),
         time_varying=topology.time_varying,
         total_rounds=file.round.rounds,
         local_steps=file.round.local_steps,

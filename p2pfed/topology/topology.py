@@ -1,9 +1,9 @@
 """A checked topology: the file's tables and what follows from them."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ class Topology:
     file: TopologyFile
     digest: bytes
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(peer.name for peer in self.file.peers)
 
@@ -58,7 +58,15 @@ class Topology:
 
     def graph(self, round_number: int = 0) -> "nx.Graph":
         """The round's graph; it is shared, and frozen."""
-        return _graph(self.file, round_number if self.time_varying else 0)
+        return self._graphs(round_number if self.time_varying else 0)
+
+    @cached_property
+    def _graphs(self) -> "Callable[[int], nx.Graph]":
+        return lru_cache(CACHED_GRAPHS)(partial(_graph, self.file))
+
+    @cached_property
+    def _peers_by_id(self) -> Mapping[str, Peer]:
+        return {peer.peer_id_text: peer for peer in self.file.peers}
 
     def neighbours(self, name: str, round_number: int = 0) -> tuple[str, ...]:
         """The site's neighbours in a round, sorted."""
@@ -97,7 +105,7 @@ class Topology:
         raise KeyError(name)
 
     def peer_by_id(self, peer_id: str) -> Peer | None:
-        return next((peer for peer in self.file.peers if peer.peer_id_text == peer_id), None)
+        return self._peers_by_id.get(peer_id)
 
 
 def _graph(file: TopologyFile, round_number: int) -> "nx.Graph":

@@ -205,7 +205,7 @@ class Node(Daemon):
 
     def header_heard(self, sender: "Node", round_number: int) -> SignedHeader:
         """The one delta header that it knows of a member for a round."""
-        entries = self._runtime._headers.entries()
+        entries = self._runtime.headers.entries()
         return entries[sender.identity.public_key, round_number]
 
     def post(self, other: "Node", message: Message) -> None:

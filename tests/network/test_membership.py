@@ -77,6 +77,7 @@ class Site:
         runtime = SimpleNamespace(
             plan=plan,
             engine=self.engine,
+            headers=HeaderLog(),
             work=SimpleNamespace(own_digest=b"o" * 32),
             peer_ids=peer_ids_of(topology),
             dispatch=self.events.append,

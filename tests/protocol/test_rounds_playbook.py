@@ -362,15 +362,14 @@ def test_a_stranger_is_refused() -> None:
     assert answer.code is AnswerCode.REFUSED
 
 
-def test_a_payload_that_lies_is_left_out_and_the_round_goes_on() -> None:
+def test_a_payload_that_lies_is_left_out_and_nobody_waits_for_another() -> None:
     peer = collecting()
     deliver(peer, signed("c", 0), 3.0)
     lie = signed("b", 0)
     peer.handle(on.OfferArrived("b", lie), 3.0)
     peer.handle(on.PayloadReceived("b", lie), 3.0)
-    [notice] = peer.handle(on.PayloadRejected("b", lie, "not finite"), 4.0)
-    assert notice == do.Notice(do.NoticeKind.DELTA_REJECTED, 0, "b", "not finite")
-    commands = peer.handle(on.TimerFired(on.Timer.DEADLINE), 62.0)
+    commands = peer.handle(on.PayloadRejected("b", lie, "not finite"), 4.0)
+    assert do.Notice(do.NoticeKind.DELTA_REJECTED, 0, "b", "not finite") in commands
     assert do.Aggregate(0, (do.AggregationInput("c", 1 / 3, 0),), ("b",)) in commands
 
 
@@ -384,10 +383,9 @@ def test_what_could_not_be_applied_is_asked_for_again_only_in_the_next_round() -
     commands = peer.handle(on.OfferArrived("b", following), 5.0)
     assert [c.code for c in commands if isinstance(c, do.AnswerOffer)] == [AnswerCode.NOT_NOW]
     assert not any(isinstance(c, do.RequestRepair) for c in commands)
-    deliver(peer, signed("c", 0), 6.0)
-    peer.handle(on.TimerFired(on.Timer.DEADLINE), 62.0)
-    peer.handle(on.AggregationFinished(0), 63.0)
-    assert do.RequestRepair("b", GENESIS) in peer.handle(on.RoundCommitted(0), 64.0)
+    deliver(peer, signed("c", 0), 6.0)  # nobody is waited for any more
+    peer.handle(on.AggregationFinished(0), 7.0)
+    assert do.RequestRepair("b", GENESIS) in peer.handle(on.RoundCommitted(0), 8.0)
 
 
 def test_a_neighbour_that_the_rule_refuses_is_excluded_from_this_round_only() -> None:

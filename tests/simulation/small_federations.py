@@ -1,12 +1,13 @@
 """Small federations for tests of the simulator: a few sites that learn a few numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from p2pfed.keys import Identity, format_public_key
+from p2pfed.simulation.behaviour import Behaviour
 from p2pfed.simulation.federation import Outcome, SimulatedFederation
 from p2pfed.simulation.scenario import Scenario
 from p2pfed.topology import Topology, parse_topology
@@ -67,7 +68,11 @@ def topology(names: str = "abcd", rounds: int = 12, **tables: Any) -> Topology:
 
 
 def federation(
-    names: str = "abcd", seed: int = 0, scenario: dict[str, Any] | None = None, **tables: Any
+    names: str = "abcd",
+    seed: int = 0,
+    scenario: dict[str, Any] | None = None,
+    behaviours: Mapping[str, Behaviour] | None = None,
+    **tables: Any,
 ) -> SimulatedFederation:
     rounds = tables.pop("rounds", 12)
     return SimulatedFederation(
@@ -76,6 +81,7 @@ def federation(
         Scenario.model_validate(scenario or {}),
         Targets(len(names)),
         seed,
+        behaviours=behaviours,
     )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from small_federations import federation
 
+from p2pfed.aggregation import Mixing
 from p2pfed.errors import InvariantError
 from p2pfed.protocol import commands as do
 from p2pfed.protocol import events as on
@@ -15,7 +16,6 @@ from p2pfed.protocol.messages import AnswerCode
 from p2pfed.protocol.neighbours import Neighbour, OfferDecision, Repair
 from p2pfed.protocol.receiving import Application, Applied
 from p2pfed.protocol.rounds import RoundEngine
-from p2pfed.simulation import peer as peer_module
 from p2pfed.simulation.behaviour import Behaviour
 from p2pfed.simulation.envelopes import Envelope, Statement, encode_delta
 from p2pfed.simulation.peer import SimulatedPeer
@@ -29,9 +29,8 @@ def caught(
     """The checkers that spoke up over a few seeds; ``behaviour`` is that of the last site."""
     found = set()
     for seed in range(seeds):
-        simulated = federation(names, seed, **settings)
-        if behaviour is not None:
-            simulated.peers[names[-1]].behaviour = behaviour
+        hostile = {names[-1]: behaviour} if behaviour is not None else None
+        simulated = federation(names, seed, behaviours=hostile, **settings)
         try:
             simulated.run()
         except InvariantError as error:
@@ -285,14 +284,15 @@ def test_a_model_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_mixing_that_drives_models_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    aggregate = peer_module.aggregate
+    aggregate = Mixing.aggregate
 
-    def away(rule: str, own: Any, models: Any, out: Any, **options: Any) -> Any:
-        outcome = aggregate(rule, own, models, out, **options)
+    def away(self: Mixing, *inputs: Any) -> Any:
+        outcome = aggregate(self, *inputs)
+        own, out = inputs[2], inputs[4]
         np.subtract(2 * own, out, out=out)
         return outcome
 
-    monkeypatch.setattr(peer_module, "aggregate", away)
+    monkeypatch.setattr(Mixing, "aggregate", away)
     assert caught(seeds=1) == {"mixing_brings_models_together"}
 
 
