@@ -40,6 +40,21 @@ class SimulatedTask:
     def sites(self) -> int:
         return len(self.features)
 
+    def with_strangers(self, places: Sequence[int], seed: int) -> "SimulatedTask":
+        """The same task with further sites put in at ``places`` of the longer row, ascending.
+
+        Their records are drawn at random from all: they know as much as any, and nothing is
+        lost to the others by their having them.
+        """
+        generator = np.random.default_rng([seed, 3])
+        all_features, all_labels = np.concatenate(self.features), np.concatenate(self.labels)
+        features, labels = list(self.features), list(self.labels)
+        for place in places:
+            drawn = generator.choice(all_labels.size, all_labels.size // self.sites)
+            features.insert(place, all_features[drawn])
+            labels.insert(place, all_labels[drawn])
+        return replace(self, features=tuple(features), labels=tuple(labels))
+
     def poisoned(self, attacks: Mapping[int, DataAttack], seed: int) -> "SimulatedTask":
         """The same task where some sites' training records are not what they were."""
         features, labels = list(self.features), list(self.labels)
@@ -101,9 +116,9 @@ def _spread(
     concentration: float,
     seed: int,
 ) -> SimulatedTask:
-    """Keep a part for the test, and deal the rest out to unlike sites."""
+    """Keep a part for the test, the same for every seed, and deal the rest out."""
     generator = np.random.default_rng([seed, 2])
-    order = generator.permutation(labels.size)
+    order = np.random.default_rng(0).permutation(labels.size)
     held = round(TEST_FRACTION * labels.size)
     test, kept = order[:held], order[held:]
     parts = dirichlet_parts(labels[kept], sites, concentration, generator)
