@@ -31,10 +31,10 @@ from p2pfed.demo.layout import (
     write_layout,
 )
 from p2pfed.demo.runner import COMPARISON_MODULE
-from p2pfed.demo.shipped import demo_folder
 from p2pfed.errors import UsageError
 from p2pfed.rules_catalogue import DEFAULT_RULE
 from p2pfed.settings import read_toml
+from p2pfed.shipped import demo_folder
 
 REPORT_SCHEMA_VERSION = 1
 HOSPITALS = "heart"  # the demo that the honest sites come from

@@ -8,7 +8,7 @@ from typing import Any
 from p2pfed.daemon.status import Status
 from p2pfed.demo.daemons import Daemons, run_in_child
 from p2pfed.demo.layout import MODEL_NAME, DemoOptions, write_layout
-from p2pfed.demo.shipped import demo_folder
+from p2pfed.shipped import demo_folder
 from p2pfed.topology import load_topology
 
 REPORT_SCHEMA_VERSION = 1

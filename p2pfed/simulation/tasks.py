@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -9,12 +10,17 @@ import numpy.typing as npt
 
 from p2pfed.attacks import DataAttack
 from p2pfed.errors import UsageError
+from p2pfed.settings import read_toml, validate
+from p2pfed.shipped import shipped
 
 Features = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
 LEAST_RECORDS = 8  # of a site
 TEST_FRACTION = 0.25
+IMAGE_PIXELS = 28 * 28
+IMAGES_A_SITE = 60
+BRIGHTNESS = (0.6, 1.4)
 SYNTHETIC_FEATURES = 16
 SYNTHETIC_CLASSES = 5
 SYNTHETIC_RECORDS = 2000  # or 20 a site where that is more
@@ -102,8 +108,75 @@ def synthetic(sites: int, concentration: float, seed: int) -> SimulatedTask:
     )
 
 
+def heart(sites: int, concentration: float, seed: int) -> SimulatedTask:  # noqa: ARG001
+    """The four hospitals of the heart demo, each divided among some of the sites.
+
+    They are unlike by themselves, so the concentration means nothing here.
+
+    :raises UsageError: fewer sites than hospitals.
+    """
+    from p2pfed.training.table import read_table  # noqa: PLC0415 - loads pandas
+    from p2pfed.training.tabular import TabularOptions  # noqa: PLC0415 - loads torch
+
+    folder = shipped("demos") / "heart"
+    document = read_toml(folder / "heart.toml")
+    options = validate(TabularOptions, document["task"]["options"], folder / "heart.toml")
+    files = sorted(folder.glob("*.csv"))
+    if sites < len(files):
+        raise UsageError(f"the heart task has {len(files)} hospitals; give it as many sites")
+    generator = np.random.default_rng([seed, 2])
+    split = np.random.default_rng(0)
+    parts: list[tuple[Features, Labels]] = []
+    tests: list[tuple[Features, Labels]] = []
+    for place, file in enumerate(files):
+        table = read_table(file, options.columns, options.label, "refuse")
+        labels = table.labels.astype(np.int64)
+        order = split.permutation(labels.size)
+        held = round(TEST_FRACTION * labels.size)
+        tests.append((table.features[order[:held]], labels[order[:held]]))
+        share = sites // len(files) + (place < sites % len(files))
+        for records in np.array_split(generator.permutation(order[held:]), share):
+            parts.append((table.features[records], labels[records]))
+    return SimulatedTask(
+        "heart",
+        tuple(features for features, _ in parts),
+        tuple(labels for _, labels in parts),
+        np.concatenate([features for features, _ in tests]),
+        np.concatenate([labels for _, labels in tests]),
+        2,
+    )
+
+
+def pneumonia(path: Path, sites: int, concentration: float, seed: int) -> SimulatedTask:
+    """PneumoniaMNIST, 60 images a site, whose sites differ in how common the disease is and in
+    the brightness of their images.
+
+    :param path: of ``pneumoniamnist.npz`` (Yang and others, MedMNIST v2, 2023).
+    """
+    with np.load(path, allow_pickle=False) as bundle:
+        images = bundle["train_images"].reshape(-1, IMAGE_PIXELS).astype(np.float32) / 255.0
+        labels = bundle["train_labels"].reshape(-1).astype(np.int64)
+        test_images = bundle["test_images"].reshape(-1, IMAGE_PIXELS).astype(np.float32) / 255.0
+        test_labels = bundle["test_labels"].reshape(-1).astype(np.int64)
+    generator = np.random.default_rng([seed, 2])
+    chosen = generator.choice(labels.size, IMAGES_A_SITE * sites, replace=False)
+    parts = dirichlet_parts(labels[chosen], sites, concentration, generator)
+    gains = generator.uniform(*BRIGHTNESS, sites)
+    return SimulatedTask(
+        "pneumonia",
+        tuple(
+            (np.clip(images[chosen[part]] * gain, 0.0, 1.0) - 0.5).astype(np.float32)
+            for part, gain in zip(parts, gains, strict=True)
+        ),
+        tuple(labels[chosen[part]] for part in parts),
+        test_images - np.float32(0.5),
+        test_labels,
+        2,
+    )
+
+
 TASKS: Mapping[str, Callable[[int, float, int], SimulatedTask]] = MappingProxyType(
-    {"digits": digits, "synthetic": synthetic}
+    {"digits": digits, "synthetic": synthetic, "heart": heart}
 )
 
 
