@@ -58,15 +58,26 @@ class ModelLiar(Behaviour):
 
     def publishes(self, peer: "SimulatedPeer", round_number: int, trained: Vector) -> Vector:
         federation = peer.federation
+        update = trained - peer.model
         view = View(
             round_number=round_number,
             own=trained,
             start=peer.model,
             published=peer.own_replica,
-            honest=[other.own_replica for other in federation.honest() if other.up],
+            honest=[
+                _believed(other, round_number, update) for other in federation.honest() if other.up
+            ],
         )
         seed = [federation.world.seed, peer.index, round_number]
         return self._attack.model(view, np.random.default_rng(seed))
+
+
+def _believed(other: "SimulatedPeer", round_number: int, update: Vector) -> Vector:
+    """What a site's model of the round will be: where it has not published yet, its last one
+    moved on as the liar's own training moved."""
+    published = other.durable.published
+    ahead = published is not None and published.header.round_number >= round_number
+    return other.own_replica if ahead else other.own_replica + update
 
 
 class MessageLiar(Behaviour):

@@ -73,15 +73,15 @@ class Faults:
         self._members.add(site)
         self._reload()
         joining = self._federation.peers[site]
-        joining.topology = topology_of(self._whole, self._members)
+        joining.change_topology(topology_of(self._whole, self._members))
         joining.start()
 
     def _leave(self, site: str) -> None:
         self._members.discard(site)
         self._reload()
         leaving = self._federation.peers[site]
-        leaving.topology = topology_of(self._whole, self._members)
         leaving.crash()
+        leaving.change_topology(topology_of(self._whole, self._members))
 
     def _reload(self) -> None:
         """Every member takes the new file, at a time of its own."""

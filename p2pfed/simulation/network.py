@@ -157,8 +157,8 @@ class Network:
                 peer.unlinked(link.other(name))
         self.keep(*link.ends)
 
-    def died(self, name: str) -> None:
-        """A process ended: its kernel closes its connections."""
+    def cut_all(self, name: str) -> None:
+        """Break every link of a site, as its kernel does when the process ends."""
         for link in list(self._links.values()):
             if name in link.ends and link.up:
                 self.cut(*link.ends)

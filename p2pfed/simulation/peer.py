@@ -123,6 +123,7 @@ class SimulatedPeer:
         self.behaviour = behaviour
         self.life = 0
         self.topology: Topology = federation.topology
+        self.topologies_of_round = [self.topology]  # held since its last round was closed
         self.handled: Counter[str] = Counter()
         self.notices: Counter[str] = Counter()
         self.committed_rounds = 0
@@ -181,8 +182,9 @@ class SimulatedPeer:
             return
         self.world.record(self.name, "crashes", number=self.engine.round_number)
         self.up = False
+        self.federation.learning.forget(self._job)
         self.federation.note_phase(self)
-        self.federation.network.died(self.name)
+        self.federation.network.cut_all(self.name)
 
     def later(self, seconds: float, action: Callable[..., None], *arguments: object) -> None:
         """Let something happen in this life of the site; a crash forgets it."""
@@ -195,9 +197,12 @@ class SimulatedPeer:
             action(*arguments)
 
     def change_topology(self, topology: Topology) -> None:
+        """Take another topology file; every link is made anew, so that both ends compare it."""
         self.topology = topology
+        self.topologies_of_round.append(topology)
         if self.up:
             self.handle(on.PlanChanged(self.plan))
+            self.federation.network.cut_all(self.name)
             self.federation.meet(self)
 
     @property
@@ -317,6 +322,7 @@ class SimulatedPeer:
     def _train(self, round_number: int, local_steps: int) -> None:
         seconds = self.pace.training_seconds * self._training_factor
         seconds *= 1.0 + self.pace.training_spread * self._draws.random()
+        self.federation.learning.forget(self._job)
         self._job = self.federation.learning.request(
             self.index, round_number, local_steps, self.model, self.momentum
         )
@@ -504,6 +510,7 @@ class SimulatedPeer:
         self.model = self._mixed
         self.committed_rounds += 1
         self.last_commit_seconds = self.world.now
+        self.topologies_of_round = [self.topology]
         durable = self.durable
         durable.round_number = round_number + 1
         durable.model, durable.momentum = self.model, self.momentum
