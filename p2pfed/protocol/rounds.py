@@ -248,7 +248,7 @@ class RoundEngine:
             case on.TrainingFinished(round_number):
                 self._require(Phase.TRAINING)
                 self._require_round(round_number)
-                self._catch_up()
+                self._catch_up(now)
                 self.phase = Phase.PUBLISHING
                 last = self.published
                 self._commands.append(
@@ -274,7 +274,7 @@ class RoundEngine:
                 self._collect(now)
                 self._halt_if_safe()
 
-    def _catch_up(self) -> None:
+    def _catch_up(self, now: float) -> None:
         """Move on to the round that most linked neighbours are in, if it is ahead."""
         ahead = self._median_announced_round()
         if self._plan.total_rounds:
@@ -282,6 +282,7 @@ class RoundEngine:
         if ahead > self.round_number:
             self._notice(do.NoticeKind.ROUND_SKIPPED, None, f"to round {ahead} of the neighbours")
             self.round_number = ahead
+            self._meet_neighbours(now)  # of that round, where the graph varies
 
     def _collect(self, now: float) -> None:
         """Send the published delta and wait for the neighbours' own."""
@@ -367,6 +368,11 @@ class RoundEngine:
                 )
         if header.kind is Kind.DELTA:
             self._observe(neighbour.site, signed, neighbour.site)
+        if neighbour.rejected_in_round == self.round_number:
+            # Or it could have the same payload received and refused without end.
+            return OfferDecision(
+                AnswerCode.NOT_NOW, "what it sent this round could not be applied", Repair.LATER
+            )
         return neighbour.decide(signed, self._plan.genesis_replica, self._newest_round())
 
     def _newest_round(self) -> int:

@@ -490,3 +490,15 @@ def test_a_shell_that_reports_what_was_not_asked_for_is_told_so() -> None:
         peer.handle(on.AggregationFinished(0), 1.0)
     with pytest.raises(LocalProtocolError):
         peer.handle(on.TrainingFinished(3), 1.0)
+
+
+def test_who_catches_up_on_a_graph_that_varies_has_the_neighbours_of_its_new_round() -> None:
+    def weights_of(round_number: int) -> Mapping[str, float]:
+        return {"b": 0.5} if round_number < 3 else {"c": 0.5}
+
+    peer = engine("b", weights_of=weights_of, time_varying=True)
+    peer.handle(on.Started(), 0.0)
+    linked(peer, "b", round_number=3)
+    peer.handle(on.TrainingFinished(0), 1.0)
+    assert peer.round_number == 3
+    assert "c" in peer.neighbours
