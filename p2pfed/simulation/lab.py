@@ -181,11 +181,11 @@ class _Bench:
             if node in attackers:
                 mixed[node] = self._insider(node, trained)
                 continue
+            heard = {near: lies.get((near, node), trained[near]) for near in self._near[node]}
             models = [
-                NeighbourModel(
-                    f"{near:04d}", lies.get((near, node), trained[near]), self._weights[node, near]
-                )
-                for near in self._near[node]
+                NeighbourModel(f"{near:04d}", model, self._weights[node, near])
+                for near, model in heard.items()
+                if np.isfinite(model).all()  # or the daemon refuses it, and the edge is left out
             ]
             self._experiment.mixing.aggregate(
                 number, self._experiment.rounds, trained[node], models, mixed[node]
