@@ -12,6 +12,7 @@ from rich.text import Text
 
 from p2pfed.cli.status_view import size, wide_console
 from p2pfed.errors import UsageError
+from p2pfed.rules_catalogue import NO_PRE_AGGREGATION
 from p2pfed.topology import load_topology
 from p2pfed.topology.diff import compare
 from p2pfed.topology.file import GRAPH_KEYS
@@ -56,7 +57,7 @@ def _print(console: Console, report: CheckReport) -> None:
             f"spectral gap {report.spectral_gap:.3f}, disagreement falls to 1 % in "
             f"{_count(report.mixing_time_rounds, 'round')} of gossip",
         ),
-        ("rule", f"{report.rule}, b = {report.byzantine_neighbours}"),
+        ("rule", f"{_rule(report)}, b = {report.byzantine_neighbours}"),
         *_hostility(report),
         ("weak sites", ", ".join(report.weak_sites) or "none"),
     ]
@@ -92,6 +93,12 @@ def _span(report: CheckReport) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _rule(report: CheckReport) -> str:
+    if report.pre_aggregation == NO_PRE_AGGREGATION:
+        return report.rule
+    return f"{report.rule} after {report.pre_aggregation}"
 
 
 def _hops(number: int) -> str:

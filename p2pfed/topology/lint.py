@@ -127,6 +127,7 @@ def check(topology: Topology, parameters: int | None = None) -> CheckReport:
         warnings=(
             *_shape_warnings(topology, union, sites),
             *_rule_warnings(topology, sites, mu2),
+            *_relay_warnings(topology, sites),
             *_address_warnings(topology, union),
         ),
     )
@@ -232,6 +233,21 @@ def _rule_warnings(topology: Topology, sites: Sequence[SiteReport], mu2: float |
             f"{CLIPPING_FRACTION * mu2:.2f}, to which clipping has a guarantee"
         )
     return warnings
+
+
+def _relay_warnings(topology: Topology, sites: Sequence[SiteReport]) -> list[str]:
+    """Only of a federation so large that its headers do not reach everybody."""
+    hops = topology.relays.hops
+    hidden = [
+        site.name for site in sites if site.detour_hops is not None and site.detour_hops > 2 * hops
+    ]
+    if not hidden:
+        return []
+    return [
+        f"headers are passed on for {hops} hops in a federation of this size: two deltas for one "
+        f"round, told apart to two neighbours of {_some(hidden, len(sites))}, may not meet; add "
+        "edges between those neighbours"
+    ]
 
 
 def _some(names: Sequence[str], count: int) -> str:

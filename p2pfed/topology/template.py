@@ -34,6 +34,7 @@ max_staleness = 1         # rounds for which a silent neighbour's last model sti
 
 [aggregation]
 rule = "{rule}"  # {summary}
+pre_aggregation = "none"  # or nearest_neighbour_mixing, bucketing: before rules of ranks
 byzantine_neighbours = 0  # hostile ones assumed among each site's; check refuses too many
 mixing_step = 1.0         # fraction of the rule's step that is taken
 

@@ -5,6 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pfed.protocol import limits
+from p2pfed.shipped import shipped
+from p2pfed.simulation.population import Changes, read_population
+from p2pfed.topology.lint import check
 from p2pfed.topology.relays import header_relays
 
 
@@ -41,3 +44,12 @@ def test_a_site_relays_exactly_those_within_the_distance(count: int, seed: int) 
     within = dict(nx.all_pairs_shortest_path_length(graph, cutoff=relays.hops))
     for site in graph:
         assert relays.senders[site] == set(within[site]) - {site}
+
+
+def test_the_check_says_where_a_lie_could_stay_hidden() -> None:
+    ring = shipped("topology") / "ring-4.toml"
+    large = read_population(ring, Changes(peers=100)).topology
+    [warning] = [one for one in check(large).warnings if "may not meet" in one]
+    assert "any site" in warning
+    small = read_population(ring, Changes(peers=limits.RELAYED_SITES)).topology
+    assert not any("may not meet" in one for one in check(small).warnings)
