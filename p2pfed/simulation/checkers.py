@@ -93,6 +93,9 @@ class Checkers:
         self.counts["rounds_only_rise"] += 1
         if now < before:
             self.fail("rounds_only_rise", f"{peer.name}: from {before} {peer.state()}")
+        for command in commands:
+            if isinstance(command, do.Aggregate):
+                self._check_convicted(peer, command)
         neighbour = peer.engine.neighbours.get(getattr(event, "site", ""))
         if neighbour is None:
             return
@@ -165,17 +168,22 @@ class Checkers:
             and bool(np.isfinite(held.vector).all()),
             f"{where}: the model is not the one that its owner signed",
         )
-        self._check(
-            "nobody_convicted_counts",
-            one.site not in peer.engine.quarantined,
-            f"{where}: it was convicted of an equivocation",
-        )
         staleness = round_number - held.state.round_number
         self._check(
             "staleness_is_bounded",
             staleness <= peer.plan.max_staleness,
             f"{where}: its model is {staleness} rounds old",
         )
+
+    def _check_convicted(self, peer: "SimulatedPeer", command: do.Aggregate) -> None:
+        """Looked at when it is decided: a conviction that comes later counts in the next round."""
+        for one in command.inputs if not peer.behaviour.hostile else ():
+            self._check(
+                "nobody_convicted_counts",
+                one.site not in peer.engine.quarantined,
+                f"{peer.name} in round {command.round_number}: {one.site} was convicted of an "
+                "equivocation",
+            )
 
     def _check_healing(self, peer: "SimulatedPeer", command: do.Aggregate) -> None:
         """Once nothing goes wrong any more, nobody honest is left out for long."""

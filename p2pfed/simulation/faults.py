@@ -24,7 +24,7 @@ class Faults:
         self._scenario = federation.scenario
         self._whole = topology
         self._members = set(topology.names) - {one.site for one in self._scenario.join}
-        self.first_topology = topology_of(topology, self._members)
+        self.first_topology = self._file = topology_of(topology, self._members)
         last = self._members | {one.site for one in self._scenario.join}
         last -= {one.site for one in self._scenario.leave}
         self.last_topology = topology_of(topology, last)
@@ -71,29 +71,29 @@ class Faults:
 
     def _join(self, site: str) -> None:
         self._members.add(site)
-        self._reload()
-        joining = self._federation.peers[site]
-        joining.change_topology(topology_of(self._whole, self._members))
-        joining.start()
+        self._change_file()
+        self._reload(site)
+        self._federation.peers[site].start()
 
     def _leave(self, site: str) -> None:
         self._members.discard(site)
-        self._reload()
-        leaving = self._federation.peers[site]
-        leaving.crash()
-        leaving.change_topology(topology_of(self._whole, self._members))
+        self._change_file()
+        self._federation.peers[site].crash()
+        self._reload(site)
 
-    def _reload(self) -> None:
-        """Every member takes the new file, at a time of its own."""
-        topology = topology_of(self._whole, self._members)
+    def _change_file(self) -> None:
+        """Every member reloads the file, at a time of its own."""
+        self._file = topology_of(self._whole, self._members)
         draws = self._world.draw(f"reload {self._world.now_microseconds}")
         for name in sorted(self._members):
-            peer = self._federation.peers[name]
-            self._at(
-                self._world.now + draws.uniform(0.0, RELOAD_SPREAD_SECONDS),
-                peer.change_topology,
-                topology,
-            )
+            wait = draws.uniform(0.0, RELOAD_SPREAD_SECONDS)
+            self._at(self._world.now + wait, self._reload, name)
+
+    def _reload(self, site: str) -> None:
+        """Take the file as it is now, which may have changed again since the site was told."""
+        peer = self._federation.peers[site]
+        if peer.topology.digest != self._file.digest:
+            peer.change_topology(self._file)
 
     def _drawn_crashes(self, scenario: Scenario) -> list[Crash]:
         storm = scenario.storm

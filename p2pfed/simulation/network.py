@@ -133,7 +133,9 @@ class Network:
         reachable = (
             one.up and other.up and self._passes(*link.ends) and self._passes(*link.ends[::-1])
         )
-        if not (reachable and one.accepts(other) and other.accepts(one)):
+        # A hello that is lost takes the connection with it: there is no link of one end.
+        lost = self.breaks(*link.ends) or self.breaks(*link.ends[::-1])
+        if lost or not (reachable and one.accepts(other) and other.accepts(one)):
             link.failures = min(link.failures + 1, 16)
             self.keep(*link.ends)
             return
@@ -143,7 +145,15 @@ class Network:
         for sender, receiver in ((one, other), (other, one)):
             # The hello says how things stood when it was sent.
             hello = sender.hello()
-            self.send(sender.name, receiver.name, "hello", HELLO_BYTES, receiver.linked, hello)
+            self.send(
+                sender.name,
+                receiver.name,
+                "hello",
+                HELLO_BYTES,
+                receiver.linked,
+                hello,
+                reliable=True,
+            )
 
     def cut(self, one: str, other: str) -> None:
         """Break a link for both ends; they make it again."""

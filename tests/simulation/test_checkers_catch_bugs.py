@@ -123,7 +123,7 @@ def test_a_payload_that_nobody_compares_with_its_header(monkeypatch: pytest.Monk
 
 
 def test_a_round_number_that_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    def catch_up(self: RoundEngine) -> None:
+    def catch_up(self: RoundEngine, _now: float) -> None:
         self.round_number = max(0, self._median_announced_round())
 
     monkeypatch.setattr(RoundEngine, "_catch_up", catch_up)
@@ -308,7 +308,7 @@ def test_an_engine_that_talks_in_circles(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_violation_says_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RoundEngine, "_catch_up", lambda self: setattr(self, "round_number", -1))
+    monkeypatch.setattr(RoundEngine, "_catch_up", lambda self, _now: setattr(self, "round_number", -1))
     simulated = federation(seed=7)
     simulated.replay = "p2pfed simulate ring-4.toml --seed 7"
     with pytest.raises(InvariantError, match="rounds_only_rise, seed 7") as error:

@@ -1,0 +1,176 @@
+"""What befalls simulated sites, and what becomes of it."""
+
+from typing import Any
+
+import pytest
+from small_federations import Targets, federation, run
+
+from p2pfed.daemon import links, outbox, round_work
+from p2pfed.protocol.header import Kind
+from p2pfed.simulation import network as simulated_network
+from p2pfed.simulation import outbox as simulated_outbox
+from p2pfed.simulation import peer as simulated_peer
+from p2pfed.simulation.federation import Outcome, SiteFigures
+
+
+def site(outcome: Outcome, name: str) -> SiteFigures:
+    return next(one for one in outcome.sites if one.name == name)
+
+
+def test_the_constants_are_those_of_the_daemon() -> None:
+    for name in (
+        "HEARTBEAT_SECONDS",
+        "LINK_TIMEOUT_SECONDS",
+        "FIRST_RETRY_SECONDS",
+        "MAX_RETRY_SECONDS",
+    ):
+        assert getattr(simulated_network, name) == getattr(links, name)
+    for name in ("QUEUED_ENVELOPES", "ATTEMPTS", "FIRST_RETRY_SECONDS"):
+        assert getattr(simulated_outbox, name) == getattr(outbox, name)
+    for name in ("NORM_SAMPLES", "NORM_SAMPLES_NEEDED", "NORM_BOUND_FACTOR"):
+        assert getattr(simulated_peer, name) == getattr(round_work, name)
+
+
+def test_an_honest_federation_learns_what_pooled_data_would_teach() -> None:
+    outcome = run(rounds=30, aggregation={"rule": "mean"})
+    # 1 / (1 + distance to the mean of all points)
+    assert outcome.rounds[-1].worst_accuracy == pytest.approx(1.0, abs=0.05)
+    assert outcome.finished
+    assert outcome.quarantined == ()
+
+
+def test_a_site_that_crashes_goes_on_from_what_was_durable() -> None:
+    crash = {"site": "b", "at_seconds": 6.0, "down_seconds": 4.0}
+    simulated = federation(scenario={"crash": [crash]}, rounds=20)
+    outcome = simulated.run()
+    assert site(outcome, "b").restarts == 1
+    assert outcome.rounds[-1].sites == 4
+    # It signed one delta for a round, whatever the crash interrupted.
+    rounds = [
+        envelope.signed.header.round_number
+        for envelope in simulated.peers["b"].durable.envelopes.values()
+        if envelope.signed.header.kind is Kind.DELTA
+    ]
+    assert len(rounds) == len(set(rounds))
+
+
+def test_a_site_that_leaves_is_gone_and_one_that_joins_takes_part() -> None:
+    scenario = {
+        "leave": [{"site": "a", "at_seconds": 8.0}],
+        "join": [{"site": "e", "at_seconds": 12.0}],
+    }
+    simulated = federation("abcde", scenario=scenario, rounds=30)
+    outcome = simulated.run()
+    assert site(outcome, "a").rounds < 15
+    assert site(outcome, "e").rounds > 5
+    assert simulated.peers["b"].topology.names == ("b", "c", "d", "e")
+    assert "a" not in simulated.peers["b"].engine.neighbours
+    assert "e" in simulated.peers["b"].engine.neighbours
+    assert outcome.rounds[-1].sites == 4
+
+
+def test_a_straggler_is_left_out_and_its_late_models_are_used() -> None:
+    outcome = run(scenario={"straggler": [{"site": "d", "factor": 20.0}]}, rounds=20)
+    assert 0 < site(outcome, "d").rounds < 20
+    assert site(outcome, "a").rounds == 20
+    assert site(outcome, "a").notices["round_degraded"] > 0
+    assert site(outcome, "d").notices["round_skipped"] > 0
+
+
+def test_a_partition_degrades_both_sides_or_stops_them_and_then_heals() -> None:
+    partition = {"sites": ["a", "b"], "at_seconds": 5.0, "for_seconds": 60.0}
+    outcome = run(scenario={"partition": [partition]}, rounds=60, round={"quorum": 0.3})
+    assert site(outcome, "a").notices["round_degraded"] > 0
+    assert outcome.rounds[-1].sites == 4
+    late = outcome.rounds[-1].consensus_distance
+    apart = max(one.consensus_distance for one in outcome.rounds if one.seconds > 30.0)
+    assert late < apart
+
+
+def test_a_one_way_partition_is_noticed_too() -> None:
+    partition = {"sites": ["a"], "at_seconds": 5.0, "for_seconds": 40.0, "direction": "in"}
+    outcome = run(scenario={"partition": [partition]}, rounds=40)
+    assert outcome.finished
+    assert site(outcome, "b").notices["round_degraded"] > 0
+
+
+def test_a_fast_clock_shortens_its_own_deadlines_only() -> None:
+    crash = {"site": "d", "at_seconds": 4.0, "down_seconds": 60.0}
+    waits = {}
+    for drift in (0.0, 0.9):
+        clock = [{"site": "a", "drift": drift, "offset_seconds": -1e5}]
+        outcome = run("ad", scenario={"crash": [crash], "clock": clock}, rounds=8)
+        waits[drift] = outcome.finished
+    assert all(waits.values())
+
+
+@pytest.mark.parametrize(
+    ("quality", "slower"),
+    [
+        ({"delay_seconds": 1.0}, True),
+        ({"bytes_per_second": 500.0}, True),
+        ({"delay_seconds": 0.0, "jitter_seconds": 0.0}, False),
+    ],
+)
+def test_slow_links_make_slow_rounds(quality: dict[str, Any], slower: bool) -> None:
+    usual, other = run(), run(scenario={"links": quality})
+    assert (other.seconds > 1.2 * usual.seconds) is slower
+
+
+def test_one_slow_link_can_be_described() -> None:
+    scenario = {"link": [{"between": ["a", "b"], "delay_seconds": 2.0}]}
+    assert run(scenario=scenario).seconds > 1.5 * run().seconds
+
+
+def test_lost_messages_are_counted_and_made_up_for() -> None:
+    simulated = federation(scenario={"links": {"loss": 0.1}}, rounds=20)
+    assert simulated.run().finished
+    assert simulated.network.lost > 0
+
+
+def test_an_equivocator_is_convicted_by_all_and_the_rest_goes_on() -> None:
+    hostile = [{"site": "c", "attack": "equivocation"}]
+    simulated = federation("abcdef", scenario={"hostile": hostile}, graph={"kind": "ring"})
+    outcome = simulated.run()
+    assert outcome.quarantined == ("c",)
+    for name in "abdef":
+        assert simulated.peers[name].engine.quarantined == {"c"}
+
+
+def test_replayed_and_stale_envelopes_change_nothing() -> None:
+    usual = run(scenario={"hostile": [{"site": "d", "attack": "replay"}]})
+    flooded = run(scenario={"hostile": [{"site": "d", "attack": "stale_flood"}]})
+    for outcome in (usual, flooded):
+        assert outcome.rounds[-1].mean_accuracy == pytest.approx(
+            run().rounds[-1].mean_accuracy, abs=0.02
+        )
+
+
+def test_a_model_that_is_not_a_number_never_enters_an_aggregation() -> None:
+    outcome = run("abcde", scenario={"hostile": [{"site": "e", "attack": "not_a_number"}]})
+    assert outcome.finished
+    assert site(outcome, "a").notices["delta_rejected"] >= 10
+    assert outcome.seconds < 40.0  # nobody waits a deadline for it
+
+
+def test_work_and_bytes_of_a_site_do_not_grow_with_the_federation() -> None:
+    figures = {}
+    for count in (80, 160):
+        names = [f"{number:03d}" for number in range(count)]
+        # A lattice: what is near a site does not depend on how many are far away.
+        graph = {"kind": "small_world", "degree": 6, "rewiring": 0.0}
+        outcome = run(names, rounds=2, graph=graph)  # type: ignore[arg-type]
+        site_rounds = sum(one.rounds for one in outcome.sites)
+        figures[count] = (
+            sum(sum(one.bytes_sent.values()) for one in outcome.sites) / site_rounds,
+            sum(sum(one.events.values()) for one in outcome.sites) / site_rounds,
+        )
+    for small, large in zip(figures[80], figures[160], strict=True):
+        assert large == pytest.approx(small, rel=0.05)
+
+
+def test_the_double_that_learns_does_learn() -> None:
+    targets = Targets(2)
+    start = targets.genesis()[None]
+    trained, _ = targets.train([0], start, start, [0], 50)
+    assert trained[0] == pytest.approx(targets.points[0], abs=1e-4)
