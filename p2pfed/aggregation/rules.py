@@ -84,7 +84,7 @@ def aggregate(
     :param own: shape (d,), float32; so is every neighbour's vector, and ``out``, which is
         overwritten and must share no memory with them.
     :param byzantine_neighbours: b, for rules that ask for it; clamped to what those present
-        allow.
+        allow. Where they allow none, though some were assumed, the result is ``own``.
     :param threads: that share a large model; the result does not depend on their number.
     :param pre_aggregation: what is done to the models before the rule sees them.
     :param progress: the fraction of the planned rounds that is done, in [0, 1]; ``balance``
@@ -122,6 +122,12 @@ def aggregate(
     rows = PRE_AGGREGATORS[pre_aggregation](models, byzantine_neighbours, seed)
     most = implementation.description.tolerates(rows.count - 1)
     byzantine = min(byzantine_neighbours, most)
+    if byzantine_neighbours > 0 and most == 0 and implementation.description.asks_for_b:
+        # So few are present that the rule could bear none of the liars it was told of. What is
+        # not finite is refused all the same.
+        models.distances()
+        np.copyto(out, own)
+        return Outcome(rule, dict.fromkeys(models.names, 0.0), {}, local_only=True)
     decision = implementation.apply(rows, Parameters(byzantine, progress, chosen))
     return _outcome(rule, rows, decision, mixed=pre_aggregation != NO_PRE_AGGREGATION)
 

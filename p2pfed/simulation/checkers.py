@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import networkx as nx
 import numpy as np
 import numpy.typing as npt
 
@@ -24,6 +25,7 @@ from p2pfed.protocol.rounds import Phase
 from p2pfed.simulation.envelopes import Envelope, Signatures
 from p2pfed.simulation.network import LINK_TIMEOUT_SECONDS, MAX_RETRY_SECONDS
 from p2pfed.simulation.outbox import QUEUED_ENVELOPES
+from p2pfed.topology.resilience import detour_hops
 
 if TYPE_CHECKING:
     from p2pfed.simulation.federation import SimulatedFederation
@@ -329,19 +331,32 @@ class Checkers:
             )
 
     def _check_convictions(self) -> None:
-        """Who told its neighbours different things is found out by all of them."""
+        """Who told its neighbours different things is found out by all of them, if what they
+        tell one another meets behind its back. A proof is told once: only who was never away,
+        and lost no message, must know it."""
+        if not self._federation.scenario.quiet:
+            return
         for liar in self._federation.peers.values():
             if not liar.behaviour.equivocates or liar.committed_rounds < HEALING_ROUNDS:
                 continue
             neighbours = [
                 peer for peer in self._federation.members() if liar.name in peer.engine.neighbours
             ]
-            for peer in neighbours if len(neighbours) > 1 else ():
+            for peer in neighbours if self._headers_meet(liar.name) else ():
                 self._check(
                     "liars_are_convicted",
                     liar.name in peer.engine.quarantined,
                     f"{peer.name} does not know that {liar.name} lies",
                 )
+
+    def _headers_meet(self, liar: str) -> bool:
+        """Whether two headers that it tells to two neighbours come together without it."""
+        topology = self._federation.topology
+        links = nx.Graph(
+            [(name, near) for name in topology.names for near in topology.all_neighbours(name)]
+        )
+        hops = detour_hops(links, liar)
+        return hops is not None and 0 < hops <= 2 * topology.relays.hops
 
 
 def _are_of(

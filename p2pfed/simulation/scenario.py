@@ -173,10 +173,15 @@ class Scenario(Settings):
     storm: Storm | None = None
 
     @property
+    def quiet(self) -> bool:
+        """Whether no message is lost in it, and no site is ever away."""
+        faults = (self.crash, self.partition, self.leave, self.join, self.storm)
+        return not any(faults) and not self.loses_messages
+
+    @property
     def honest_and_quiet(self) -> bool:
         """Whether nothing is to go wrong in it."""
-        faults = (self.crash, self.partition, self.leave, self.join, self.hostile, self.storm)
-        return not any(faults) and not self.loses_messages
+        return self.quiet and not self.hostile
 
     @property
     def loses_messages(self) -> bool:

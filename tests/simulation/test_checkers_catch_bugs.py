@@ -308,7 +308,10 @@ def test_an_engine_that_talks_in_circles(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_violation_says_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RoundEngine, "_catch_up", lambda self, _now: setattr(self, "round_number", -1))
+    def forget(self: RoundEngine, _now: float) -> None:
+        self.round_number = -1
+
+    monkeypatch.setattr(RoundEngine, "_catch_up", forget)
     simulated = federation(seed=7)
     simulated.replay = "p2pfed simulate ring-4.toml --seed 7"
     with pytest.raises(InvariantError, match="rounds_only_rise, seed 7") as error:

@@ -131,18 +131,17 @@ def test_no_storm_of_thousands_does(first: int) -> None:
 
 
 def test_every_graph_meets_every_attack_or_at_least_its_turn() -> None:
-    met = {
-        one.attack
-        for seed in range(SEEDS)
-        for one in stormy_federation(seed).scenario.hostile
-    }
+    met = {one.attack for seed in range(SEEDS) for one in stormy_federation(seed).scenario.hostile}
     assert met == set(ATTACKS)
 
 
 def test_a_storm_that_breaks_something_says_how_to_see_it_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(RoundEngine, "_catch_up", lambda self, _now: setattr(self, "round_number", -1))
+    def forget(self: RoundEngine, _now: float) -> None:
+        self.round_number = -1
+
+    monkeypatch.setattr(RoundEngine, "_catch_up", forget)
     with pytest.raises(InvariantError, match="rounds_only_rise, seed 12") as error:
         stormy_federation(12).run()
     assert "run it again: python tests/simulation/test_storms.py 12" in str(error.value)

@@ -68,13 +68,26 @@ def test_kernels_made_for_large_models_give_the_same_bits(
     rule: str, k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own, others = cloud(dimension=20_001, k=k)
-    plain, _ = run(rule, own, others)
+    b = min(1, RULES[rule].tolerates(k))
+    plain, _ = run(rule, own, others, b)
     monkeypatch.setattr(specialised, "WORTHWHILE_PARAMETERS", 1)
-    special, _ = run(rule, own, others)
+    special, _ = run(rule, own, others, b)
     assert special.tobytes() == plain.tobytes()
     others[0][17] = np.inf
     with pytest.raises(AggregationError, match="n00"):
-        run(rule, own, others)
+        run(rule, own, others, b)
+
+
+@pytest.mark.parametrize("rule", [name for name, one in RULES.items() if one.asks_for_b])
+def test_too_few_neighbours_to_bear_an_assumed_liar_change_nothing(rule: str) -> None:
+    own, others = cloud(k=1)
+    if RULES[rule].tolerates(1) == 0:
+        result, outcome = run(rule, own, others, b=1)
+        assert outcome.local_only
+        assert outcome.weights == {"n00": 0.0}
+        assert result.tobytes() == own.tobytes()
+    result, outcome = run(rule, own, others, b=0)
+    assert not outcome.local_only
 
 
 @pytest.mark.parametrize("rule", list(RULES))
