@@ -74,6 +74,10 @@ class RetainedDeltas:
         self.headers.append(signed)
         del self.headers[: -limits.RETAINED_DELTAS]
 
+    def keep_only(self, topology_digest: bytes) -> None:
+        """Drop those that were signed under another topology file."""
+        self.headers = [s for s in self.headers if s.header.topology_digest == topology_digest]
+
     def after(self, replica_held: bytes) -> list[SignedHeader]:
         """The chain from ``replica_held`` to the newest, or nothing where it is broken."""
         for index, signed in enumerate(self.headers):
@@ -107,12 +111,14 @@ class RoundEngine:
         self._replica = own.replica
         self.published = own.published
         self._retained = RetainedDeltas(list(retained))
+        self._retained.keep_only(plan.topology_digest)
         self._headers = headers
         self._quarantined = set(quarantined)
         self._restored = dict(replicas)
         self.neighbours: dict[str, Neighbour] = {}
         self.deadline_at_seconds: float | None = None
         self._deadline_passed = False
+        self._asked_since_deadline = False
         self._quorum_noticed = False
         self._stopping = False
         self._commands: list[do.Command] = []
@@ -134,8 +140,7 @@ class RoundEngine:
             case on.TimerFired():
                 self._timer_fired(event.timer, now)
             case on.PlanChanged():
-                self._next_plan = event.plan
-                self._change_plan(now)
+                self._take_plan(event.plan, now)
             case on.LinkUp() | on.LinkDown() | on.NeighbourProgress():
                 self._link_changed(event, now)
             case on.TrainingFinished() | on.TrainingFailed() | on.Published():
@@ -210,19 +215,32 @@ class RoundEngine:
         self.neighbours[site] = Neighbour(site, held, now, quarantined=site in self._quarantined)
         return self.neighbours[site]
 
-    def _change_plan(self, now: float) -> None:
-        """Put a new plan in force, at once where no vector is being worked on."""
-        if self._next_plan is None or self.phase in _PLAN_IS_FIXED:
-            return
+    def _take_plan(self, plan: FederationPlan, now: float) -> None:
+        """Take a new plan: for what is said to others at once, for whom to aggregate as soon as
+        no vector is being worked on."""
+        self._next_plan = plan
         # Envelopes signed under the old topology are refused by those who reloaded: who
         # misses one gets a snapshot, signed anew.
-        self._plan, self._next_plan = self._next_plan, None
-        self._retained.headers.clear()
-        self._meet_neighbours(now)
+        self._retained.keep_only(plan.topology_digest)
+        for site in sorted(set(plan.weights_of(self.round_number)) - set(self.neighbours)):
+            self._meet(site, now)
+        self._change_plan(now)
         if self.phase is Phase.FINISHED:
             self._begin_round(now)
         else:
             self._try_close(now)
+
+    def _change_plan(self, now: float) -> None:
+        """Put a plan that waits in force, unless a vector is being worked on."""
+        if self._next_plan is None or self.phase in _PLAN_IS_FIXED:
+            return
+        self._plan, self._next_plan = self._next_plan, None
+        self._meet_neighbours(now)
+
+    @property
+    def _newest_plan(self) -> FederationPlan:
+        """What this peer tells its neighbours, and asks of their envelopes."""
+        return self._next_plan or self._plan
 
     def _begin_round(self, now: float) -> None:
         self._change_plan(now)
@@ -232,6 +250,7 @@ class RoundEngine:
             self._release(now)
             return
         self._deadline_passed = False
+        self._asked_since_deadline = False
         self._quorum_noticed = False
         self.deadline_at_seconds = None
         self.phase = Phase.TRAINING
@@ -271,6 +290,7 @@ class RoundEngine:
                 self.published = signed
                 self._replica = signed.header.replica_after
                 self._retained.add(signed)
+                self._retained.keep_only(self._newest_plan.topology_digest)
                 self._collect(now)
                 self._halt_if_safe()
 
@@ -288,12 +308,13 @@ class RoundEngine:
         """Send the published delta and wait for the neighbours' own."""
         assert self.published is not None  # noqa: S101 - both callers have just published
         self.phase = Phase.COLLECTING
+        self._change_plan(now)
         self.deadline_at_seconds = now + self._plan.deadline_seconds
         self._commands.append(do.SetTimer(on.Timer.DEADLINE, self.deadline_at_seconds))
         self._commands.append(do.FloodHeader(self.published, None))
         for neighbour in self._of_this_round():
             if neighbour.linked and not neighbour.quarantined:
-                self._commands.append(do.SendDelta(neighbour.site, self.published.digest))
+                self._send_newest(neighbour.site)
         self._release(now)
         self._try_close(now)
 
@@ -301,6 +322,7 @@ class RoundEngine:
         match timer:
             case on.Timer.DEADLINE if self.phase is Phase.COLLECTING:
                 self._deadline_passed = True
+                self._asked_since_deadline = False
                 self._try_close(now)
             case on.Timer.GRACE:
                 self._try_close(now)
@@ -355,11 +377,11 @@ class RoundEngine:
             neighbour.repair_later = True
 
     def _decide(self, neighbour: Neighbour, signed: SignedHeader) -> OfferDecision:
-        header = signed.header
+        header, plan = signed.header, self._newest_plan
         for mine, theirs, what in (
-            (self._plan.federation_id, header.federation_id, "federation"),
-            (self._plan.topology_digest, header.topology_digest, "topology file"),
-            (self._plan.schema_digest, header.schema_digest, "model schema"),
+            (plan.federation_id, header.federation_id, "federation"),
+            (plan.topology_digest, header.topology_digest, "topology file"),
+            (plan.schema_digest, header.schema_digest, "model schema"),
         ):
             if mine != theirs:
                 return OfferDecision(
@@ -516,18 +538,27 @@ class RoundEngine:
         delivered = len(self.delivered())
         quorum = self._plan.quorum_of(len(present))
         if delivered < quorum:
-            if self._deadline_passed and not self._quorum_noticed:
-                self._quorum_noticed = True
+            if self._deadline_passed and not self._asked_since_deadline:
+                self._asked_since_deadline = True
                 for neighbour in present:
                     if neighbour.site in waiting and neighbour.linked and neighbour.idle():
                         self._ask_for_repair(neighbour)
-                self._notice(
-                    do.NoticeKind.QUORUM_MISSING,
-                    None,
-                    f"{delivered} of {len(present)} neighbours delivered, {quorum} are needed",
-                )
+                # The question may be lost as well, so it is asked until the quorum is there.
+                again = now + self._plan.deadline_seconds
+                self._commands.append(do.SetTimer(on.Timer.DEADLINE, again))
+                self._notice_quorum(delivered, len(present), quorum)
             return
         self._aggregate(present)
+
+    def _notice_quorum(self, delivered: int, present: int, quorum: int) -> None:
+        """Say once a round that too few delivered."""
+        if not self._quorum_noticed:
+            self._quorum_noticed = True
+            self._notice(
+                do.NoticeKind.QUORUM_MISSING,
+                None,
+                f"{delivered} of {present} neighbours delivered, {quorum} are needed",
+            )
 
     def _aggregate(self, present: list[Neighbour]) -> None:
         weights = self._plan.weights_of(self.round_number)

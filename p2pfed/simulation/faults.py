@@ -16,6 +16,7 @@ class Faults:
     """Schedules everything that goes wrong, and knows when it is over.
 
     :param topology: with all peers that ever take part.
+    :raises ConfigurationError: what leaves or joins makes the topology file unsound.
     """
 
     def __init__(self, federation: "SimulatedFederation", topology: Topology) -> None:
@@ -25,11 +26,19 @@ class Faults:
         self._whole = topology
         self._members = set(topology.names) - {one.site for one in self._scenario.join}
         self.first_topology = self._file = topology_of(topology, self._members)
-        last = self._members | {one.site for one in self._scenario.join}
-        last -= {one.site for one in self._scenario.leave}
-        self.last_topology = topology_of(topology, last)
+        self.last_topology = self._through_all_changes()
         self._pending = 0
         self.last_seconds = 0.0  # when the last of them was over
+
+    def _through_all_changes(self) -> Topology:
+        """The last topology file; each before it must be sound as well."""
+        joins = [(one.at_seconds, False, one.site) for one in self._scenario.join]
+        leaves = [(one.at_seconds, True, one.site) for one in self._scenario.leave]
+        members, topology = set(self._members), self.first_topology
+        for _, leaving, site in sorted(joins + leaves):
+            members = members - {site} if leaving else members | {site}
+            topology = topology_of(self._whole, members)
+        return topology
 
     @property
     def over(self) -> bool:

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from p2pfed.attacks import make
 from p2pfed.errors import ConfigurationError, Problem, UsageError
-from p2pfed.settings import Settings, read_toml, validate
+from p2pfed.settings import Settings, read_toml, shown, validate
 
 SCENARIO_VERSION = 1
 MAX_SECONDS = 1e9
@@ -194,7 +194,11 @@ def load_scenario(path: Path, sites: frozenset[str]) -> Scenario:
     :raises ConfigurationError: with everything that is wrong with it.
     """
     scenario = validate(Scenario, read_toml(path), path)
-    problems = _unknown_sites(scenario, path, sites) + _contradictions(scenario, path)
+    problems = (
+        _unknown_sites(scenario, path, sites)
+        + _contradictions(scenario, path)
+        + _without_effect(scenario, path, sites)
+    )
     if problems:
         raise ConfigurationError(problems)
     return scenario
@@ -245,6 +249,13 @@ def _contradictions(scenario: Scenario, path: Path) -> list[Problem]:
                 "is not after from_seconds",
             )
         )
+    links: set[frozenset[str]] = set()
+    for index, change in enumerate(scenario.link):
+        ends = frozenset(change.between)
+        if ends in links:
+            key = f"link[{index}].between"
+            problems.append(Problem(path, key, shown(change.between), "it is here twice"))
+        links.add(ends)
     joined = {entry.site: entry.at_seconds for entry in scenario.join}
     for index, entry in enumerate(scenario.leave):
         if joined.get(entry.site, -1.0) >= entry.at_seconds:
@@ -254,3 +265,17 @@ def _contradictions(scenario: Scenario, path: Path) -> list[Problem]:
                 )
             )
     return problems
+
+
+def _without_effect(scenario: Scenario, path: Path, sites: frozenset[str]) -> list[Problem]:
+    """What would be taken, and change nothing."""
+    problems = [
+        Problem(path, f"link[{index}].between", shown(change.between), "has one end only")
+        for index, change in enumerate(scenario.link)
+        if len(set(change.between)) < 2
+    ]
+    return problems + [
+        Problem(path, f"partition[{index}].sites", shown(partition.sites), "there are no others")
+        for index, partition in enumerate(scenario.partition)
+        if sites <= set(partition.sites)
+    ]

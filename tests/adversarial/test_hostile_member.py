@@ -26,7 +26,7 @@ from p2pfed.protocol.certificates import issue_address_record, issue_certificate
 from p2pfed.protocol.codecs import get_codec
 from p2pfed.protocol.envelope import Offer, PayloadContext, wrap_key
 from p2pfed.protocol.header import Header, Kind, SignedHeader, sign_header
-from p2pfed.protocol.messages import HeaderNotice, Hello, Message, Refusal
+from p2pfed.protocol.messages import AnswerCode, HeaderNotice, Hello, Message, Refusal
 from p2pfed.protocol.publishing import Publication, publish
 
 pytestmark = pytest.mark.daemons
@@ -199,12 +199,29 @@ async def test_a_payload_that_lies_is_rejected_and_the_daemon_goes_on(short_tmp:
             await send_envelope(transport, alpha.identity.peer_id, offer(lie), path)
             status = await waiting(alpha, "the rejection", lambda s: s.totals.deltas_rejected == 1)
             assert status.totals.deltas_accepted == 0
-            flipped = bytes([ciphertext[0] ^ 1]) + ciphertext[1:]
-            path.write_bytes(flipped)
+            # It is not listened to again before the next round.
             later, _, offer = envelope(other.identity, hello, model, 1, recipient)
-            with pytest.raises(TransportError, match="not the one that was announced"):
-                await send_envelope(transport, alpha.identity.peer_id, offer(later), path)
+            outcome = await send_envelope(transport, alpha.identity.peer_id, offer(later), path)
+            assert outcome.code is AnswerCode.NOT_NOW
         await waiting(alpha, "its life", lambda s: s.round.phase == "collecting")
+        assert "Traceback" not in alpha.log.read_text()
+
+
+async def test_a_flipped_bit_is_noticed_while_it_arrives(short_tmp: Path) -> None:
+    with Federation(short_tmp, ["alpha", "mallory"]) as federation:
+        alpha, other = federation.hospitals
+        alpha.start()
+        status = await waiting(alpha, "collecting", lambda s: s.round.phase == "collecting")
+        async with hostile_link(alpha, other.identity, status) as (_, transport, _, hello):
+            recipient = alpha.identity.encryption_public_key
+            model = np.ones(PARAMETERS, np.float32)
+            signed, ciphertext, offer = envelope(other.identity, hello, model, 0, recipient)
+            path = short_tmp / "sealed"
+            path.write_bytes(bytes([ciphertext[0] ^ 1]) + ciphertext[1:])
+            with pytest.raises(TransportError, match="not the one that was announced"):
+                await send_envelope(transport, alpha.identity.peer_id, offer(signed), path)
+        status = await waiting(alpha, "its life", lambda s: s.round.phase == "collecting")
+        assert status.totals.deltas_accepted == 0
         assert "Traceback" not in alpha.log.read_text()
 
 

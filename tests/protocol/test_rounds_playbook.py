@@ -165,12 +165,16 @@ def test_at_the_deadline_a_quorum_closes_the_round_without_the_missing() -> None
 def test_without_a_quorum_the_round_waits_and_says_so_once() -> None:
     peer = collecting("bcd", quorum=0.6)
     deliver(peer, signed("b", 0), 3.0)
-    *repairs, notice = peer.handle(on.TimerFired(on.Timer.DEADLINE), 62.0)
-    assert repairs == [do.RequestRepair("c", GENESIS), do.RequestRepair("d", GENESIS)]
+    asked = [do.RequestRepair("c", GENESIS), do.RequestRepair("d", GENESIS)]
+    *commands, notice = peer.handle(on.TimerFired(on.Timer.DEADLINE), 62.0)
+    assert commands == [*asked, do.SetTimer(on.Timer.DEADLINE, 122.0)]
     assert isinstance(notice, do.Notice)
     assert notice.kind is do.NoticeKind.QUORUM_MISSING
     assert peer.handle(on.TimerFired(on.Timer.GRACE), 63.0) == []
-    commands = deliver(peer, signed("c", 0), 99.0)
+    # The question, or its answer, may have been lost.
+    commands = peer.handle(on.TimerFired(on.Timer.DEADLINE), 122.0)
+    assert commands == [*asked, do.SetTimer(on.Timer.DEADLINE, 182.0)]
+    commands = deliver(peer, signed("c", 0), 130.0)
     assert any(isinstance(command, do.Aggregate) for command in commands)
 
 
@@ -469,6 +473,49 @@ def test_a_removed_neighbour_is_not_waited_for_and_a_new_one_is_met() -> None:
     peer.handle(on.RoundCommitted(0), 6.0)
     peer.handle(on.PlanChanged(plan("bd")), 7.0)
     assert sorted(peer.neighbours) == ["b", "d"]
+
+
+RELOADED = b"R" * 32
+
+
+def test_a_topology_that_comes_while_a_delta_is_sealed_is_in_force_once_it_is_out() -> None:
+    peer = engine()
+    peer.handle(on.Started(), 0.0)
+    linked(peer)
+    peer.handle(on.TrainingFinished(0), 1.0)
+    assert peer.handle(on.PlanChanged(plan("bd", topology_digest=RELOADED)), 1.5) == []
+    # The joiner is known at once, or its link would be forgotten.
+    peer.handle(on.LinkUp("d", 0, GENESIS, NEVER_PUBLISHED), 1.6)
+    # The delta was signed under the old file, which nobody takes any more.
+    commands = peer.handle(on.Published(signed("a", 0)), 2.0)
+    assert do.SendSnapshot("b") in commands
+    assert do.SendSnapshot("d") in commands
+    assert not any(isinstance(command, do.SendDelta) for command in commands)
+    deliver(peer, signed("b", 0, topology=RELOADED), 3.0)
+    commands = deliver(peer, signed("d", 0, topology=RELOADED), 4.0)
+    [aggregate] = [command for command in commands if isinstance(command, do.Aggregate)]
+    assert [one.site for one in aggregate.inputs] == ["b", "d"]
+
+
+def test_envelopes_are_compared_with_the_new_topology_while_the_old_one_is_aggregated() -> None:
+    peer = collecting()
+    deliver(peer, signed("b", 0), 3.0)
+    deliver(peer, signed("c", 0), 4.0)
+    assert peer.phase is Phase.AGGREGATING
+    peer.handle(on.PlanChanged(plan("bc", topology_digest=RELOADED)), 5.0)
+    of_old = peer.handle(on.OfferArrived("b", signed("b", 1)), 5.1)
+    assert answer_of(of_old).code is AnswerCode.REFUSED
+    of_new = peer.handle(on.OfferArrived("b", signed("b", 1, topology=RELOADED)), 5.2)
+    assert answer_of(of_new).code is AnswerCode.SEND
+
+
+def test_what_was_signed_under_another_topology_is_not_sent_after_a_restart() -> None:
+    mine = signed("a", 0)
+    own = OwnState(0, name_of_replica("a", 0), mine)
+    peer = engine(own=own, retained=(mine,), topology_digest=RELOADED)
+    peer.handle(on.Started(), 0.0)
+    commands = peer.handle(on.LinkUp("b", 0, GENESIS, NEVER_PUBLISHED), 1.0)
+    assert do.SendSnapshot("b") in commands
 
 
 def test_on_a_graph_that_varies_deltas_are_taken_against_the_genesis_model() -> None:

@@ -297,13 +297,13 @@ def test_mixing_that_drives_models_apart(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_engine_that_talks_in_circles(monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = RoundEngine._ask_for_repair
+    applied = RoundEngine._payload_applied
 
-    def again_and_again(self: RoundEngine, neighbour: Neighbour) -> None:
-        neighbour.rejected_in_round = None
-        ask(self, neighbour)
+    def forgiving(self: RoundEngine, event: Any, now: float) -> None:
+        applied(self, event, now)
+        self.neighbours[event.site].rejected_in_round = None
 
-    monkeypatch.setattr(RoundEngine, "_ask_for_repair", again_and_again)
+    monkeypatch.setattr(RoundEngine, "_payload_applied", forgiving)
     assert caught(seeds=1, behaviour=Swindler()) == {"no_one_is_asked_without_end"}
 
 

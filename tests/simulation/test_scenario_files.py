@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from small_federations import Targets
 
 from p2pfed.errors import ConfigurationError, UsageError
 from p2pfed.shipped import shipped
+from p2pfed.simulation.federation import SimulatedFederation
 from p2pfed.simulation.population import DEFAULT_ROUNDS, Changes, read_population
 from p2pfed.simulation.scenario import Scenario, load_scenario
 from p2pfed.topology.file import PLACEHOLDER_KEY
@@ -53,6 +55,23 @@ def test_an_empty_scenario_is_a_quiet_network(tmp_path: Path) -> None:
             "hostile[1].site",
             "here twice",
         ),
+        ("[[link]]\nbetween=['a','a']", "link[0].between", "one end only"),
+        (
+            "[[link]]\nbetween=['a','b']\n[[link]]\nbetween=['b','a']",
+            "link[1].between",
+            "here twice",
+        ),
+        (
+            "[[partition]]\nsites=['c','b','a']\nat_seconds=1\nfor_seconds=1",
+            "partition[0].sites",
+            "there are no others",
+        ),
+        (
+            "[[hostile]]\nsite='a'\nattack='sign_flip'\noptions={speed=1.0}",
+            "hostile[0]",
+            "no option is called 'speed'; it takes scale",
+        ),
+        ("schema_version = 2", "schema_version", "1"),
         ("[storm]\nfrom_seconds=5\nuntil_seconds=5", "storm.until_seconds", "not after"),
         (
             "[[join]]\nsite='a'\nat_seconds=9\n[[leave]]\nsite='a'\nat_seconds=3",
@@ -75,7 +94,75 @@ def test_a_bad_scenario_names_file_key_and_reason(
 def test_all_bad_keys_are_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as error:
         load(tmp_path, "links = {loss = 2, delay = 1}\npace = {training_seconds = -1}")
-    assert len(error.value.problems) == 3
+    assert {problem.key for problem in error.value.problems} == {
+        "links.loss",
+        "links.delay",
+        "pace.training_seconds",
+    }
+
+
+def test_all_names_that_the_topology_does_not_know_are_reported_at_once(tmp_path: Path) -> None:
+    text = """
+        [[straggler]]
+        site = "x"
+        factor = 2
+        [[leave]]
+        site = "y"
+        at_seconds = 3
+        [[link]]
+        between = ["b", "b"]
+        [[partition]]
+        sites = ["a", "z"]
+        at_seconds = 1
+        for_seconds = 1
+    """
+    with pytest.raises(ConfigurationError) as error:
+        load(tmp_path, text)
+    assert {problem.key for problem in error.value.problems} == {
+        "straggler[0].site",
+        "leave[0].site",
+        "link[0].between",
+        "partition[0].sites",
+    }
+    assert all(problem.file.name == "scenario.toml" for problem in error.value.problems)
+
+
+def test_a_site_may_join_leave_crash_and_lie_at_different_times(tmp_path: Path) -> None:
+    text = """
+        [[join]]
+        site = "a"
+        at_seconds = 3
+        [[leave]]
+        site = "a"
+        at_seconds = 30
+        [[crash]]
+        site = "a"
+        at_seconds = 5
+        down_seconds = 1
+        [[crash]]
+        site = "a"
+        at_seconds = 9
+        down_seconds = 1
+        [[hostile]]
+        site = "a"
+        attack = "not_a_number"
+        options = { kind = "infinity", parameters = 3 }
+    """
+    scenario = load(tmp_path, text)
+    assert len(scenario.crash) == 2
+    assert not scenario.quiet
+
+
+@pytest.mark.parametrize("file", ["hospital-consortium.toml", "ring-4.toml"])
+def test_an_unsound_topology_on_the_way_is_refused_before_anything_runs(file: str) -> None:
+    topology = read_population(shipped("topology") / file, Changes()).topology
+    population = read_population(shipped("topology") / file, Changes(rounds=5))
+    leaving = [{"site": name, "at_seconds": 5.0} for name in topology.names[1:]]
+    scenario = Scenario.model_validate({"leave": leaving})
+    with pytest.raises(ConfigurationError):
+        SimulatedFederation(
+            population.topology, population.identities, scenario, Targets(7), seed=0
+        )
 
 
 def test_a_file_can_be_tried_before_any_site_has_a_key(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """``p2pfed simulate``, as a user runs it."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,6 @@ QUICK = ("--task", "synthetic", "--rounds", "6", "--evaluate-every", "2")
 
 
 def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "p2pfed.cli.main", "simulate", *arguments]
     code = "import sys; from p2pfed.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "simulate", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -36,7 +37,9 @@ def test_a_topology_file_is_tried_and_reported(tmp_path: Path) -> None:
     html = page.read_text(encoding="utf-8")
     assert html.count("<svg") == 1
     assert "<script" not in html
-    assert 'src="' not in html
+    assert "<link" not in html
+    # Self-contained: what is named is names of XML, and nothing that a browser would load.
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//|@import|url\(\s*["']?http""", html)
 
 
 def test_json_alone_goes_to_standard_output() -> None:
@@ -59,6 +62,27 @@ def test_bad_input_is_said_in_a_line(arguments: list[str], code: int, message: s
     done = simulate(*arguments)
     assert done.returncode == code
     assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_violation_ends_with_one_and_says_how_to_see_it_again() -> None:
+    # A round that goes back; shlex makes the command fit to be pasted.
+    code = (
+        "import sys\n"
+        "from p2pfed.cli.main import main\n"
+        "from p2pfed.protocol.rounds import RoundEngine\n"
+        "def back(self, _now): self.round_number -= 1\n"
+        "RoundEngine._catch_up = back\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["simulate", RING, *QUICK, "--seed", "9"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "rounds_only_rise, seed 9" in done.stderr
+    assert f"run it again: {shlex.join(['p2pfed', *arguments])}" in done.stderr
+    assert "TrainingFinished" in done.stderr
     assert "Traceback" not in done.stderr
 
 
