@@ -45,7 +45,7 @@ from p2pfed.topology.graphs import build_graph
 SITES = 12
 UNLIKE, ALIKE = 0.3, 1000.0  # concentration of the Dirichlet distribution
 TUNED = ("sign_flip", "alie", "ipm", "gaussian", "dissensus", "drift")
-FURTHER = ("label_flip", "min_max", "mimic")  # no rule's settings were chosen on these
+FURTHER = ("label_flip", "min_max", "mimic", "shrink")  # no rule's settings were chosen on these
 COMBINED = (
     "nearest_neighbour_mixing+coordinate_median",
     "nearest_neighbour_mixing+geometric_median",

@@ -2,10 +2,11 @@
 
     python benchmarks/rule_candidates.py [--seeds 3] [--rounds 100]
 
-Each candidate is median clipping with one thing changed. The last two remember each neighbour's
-difference of the round before, and count a neighbour less whose difference hardly changes: a
-slow drift stands still, honest training does not. An attacker that knows this shakes a little,
-which is what the attacks named jitter do: they spend a share of their norm on noise.
+Each candidate is median clipping with one thing changed. Two remember each neighbour's difference
+of the round before, and count a neighbour less whose difference hardly changes: a slow drift
+stands still, honest training does not. An attacker that knows this shakes a little, which is
+what the attack named jitter does: it spends a share of its norm on noise. The last measures
+lengths from the model that the round began with, which the site's own training has not moved.
 
 Attackers know all honest models and tell each neighbour something else; accuracy in percent.
 """
@@ -31,8 +32,8 @@ from p2pfed.simulation.lab import Experiment, Run, place_attackers, run_experime
 
 Wide = npt.NDArray[np.float64]
 Vector = npt.NDArray[np.float32]
-GRAPHS = ("4-regular, 3", "exponential, 3")
-ATTACKS = ("sign_flip", "alie", "dissensus", "drift", "min_max")
+GRAPHS = ("4-regular, 3", "exponential, 3", "complete, 3")
+ATTACKS = ("sign_flip", "alie", "dissensus", "drift", "min_max", "shrink")
 JITTER = 0.57  # share of the lie's norm that is noise
 
 
@@ -55,13 +56,20 @@ class JitteredDrift(ModelAttack):
 
 @dataclass(frozen=True)
 class Candidate(Mixing):
-    """Median clipping at ``scale`` times its threshold, nothing from beyond ``drop`` of it; with
-    ``memory``, a neighbour counts by how much its difference moved, to this power."""
+    """Median clipping at ``scale`` times its threshold, nothing from beyond ``drop`` of it.
+
+    With ``memory``, a neighbour counts by how much its difference moved, to this power. With
+    ``from_start``, lengths are those of model - x, where x is what the site's last aggregation
+    gave; the threshold is then the upper median of an even number.
+    """
 
     scale: float = 1.0
     drop: float = 3.0
     memory: float = 0.0
-    memory_of: dict[tuple[int, int], dict[str, Wide]] = field(default_factory=dict)
+    from_start: bool = False
+    # What sites remember, by round and site.
+    differences: dict[tuple[int, int], dict[str, Wide]] = field(default_factory=dict)
+    starts: dict[tuple[int, int], Vector] = field(default_factory=dict)
     calls: Counter[int] = field(default_factory=Counter)  # by round; sites come in one order
 
     def aggregate(
@@ -72,23 +80,36 @@ class Candidate(Mixing):
         neighbours: Sequence[NeighbourModel],
         out: Vector,
     ) -> Outcome:
+        place = self.calls[round_number]
+        self.calls[round_number] += 1
         differences = {n.name: np.subtract(n.vector, own, dtype=np.float64) for n in neighbours}
-        lengths = {name: float(np.linalg.norm(z)) for name, z in differences.items()}
-        threshold = self.scale * sorted(lengths.values())[(len(lengths) - 1) // 2]
+        lengths = self._lengths(round_number, place, own, neighbours)
+        rank = len(lengths) // 2 if self.from_start else (len(lengths) - 1) // 2
+        threshold = self.scale * sorted(lengths.values())[rank]
         shares = {
             name: 1.0 if length <= threshold else 0.0 if length > self.drop * threshold
             and len(lengths) >= 3 else threshold / length
             for name, length in lengths.items()
         }  # fmt: skip
         if self.memory:
-            place = self.calls[round_number]
-            self.calls[round_number] += 1
-            known = self.memory_of.pop((round_number - 1, place), {})
-            self.memory_of[round_number, place] = differences
+            known = self.differences.pop((round_number - 1, place), {})
+            self.differences[round_number, place] = differences
             self._slow_down(known, differences, lengths, shares)
         weights = {n.name: n.weight * shares[n.name] for n in neighbours}
         out[:] = own + sum(weights[name] * z for name, z in differences.items())
+        if self.from_start:
+            self.starts[round_number, place] = out.copy()
         return Outcome(self.rule, weights, lengths)
+
+    def _lengths(
+        self, round_number: int, place: int, own: Vector, neighbours: Sequence[NeighbourModel]
+    ) -> dict[str, float]:
+        # In the first round every site began with the same model, which is not known here.
+        start = self.starts.pop((round_number - 1, place), own)
+        return {
+            n.name: float(np.linalg.norm(np.subtract(n.vector, start, dtype=np.float64)))
+            for n in neighbours
+        }
 
     def _slow_down(
         self,
@@ -117,6 +138,7 @@ CANDIDATES: dict[str, Callable[[], Candidate]] = {
     "dropped beyond 2": lambda: Candidate("candidate", "lab", drop=2.0),
     "memory, power 1": lambda: Candidate("candidate", "lab", drop=2.0, memory=1.0),
     "memory, power 2": lambda: Candidate("candidate", "lab", drop=2.0, memory=2.0),
+    "from the start": lambda: Candidate("candidate", "lab", drop=2.0, from_start=True),
 }
 
 

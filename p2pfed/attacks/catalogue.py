@@ -14,6 +14,7 @@ from p2pfed.attacks.hidden import (
     InnerProductManipulation,
     Mimic,
     MinMax,
+    Shrink,
 )
 from p2pfed.attacks.messages import Equivocation, Replay, StaleFlood
 from p2pfed.attacks.poisoning import Backdoor, LabelFlip
@@ -31,6 +32,7 @@ ATTACKS: Mapping[str, type[Attack]] = MappingProxyType(
             MinMax,
             Dissensus,
             Drift,
+            Shrink,
             Mimic,
             Backdoor,
             Echo,

@@ -171,11 +171,38 @@ class Drift(ModelAttack):
             yield f"direction_seed = {self.direction_seed} is below 0"
 
     def lie(self, view: View, generator: np.random.Generator) -> Lie:  # noqa: ARG002
-        base: Lie = mean(view.honest_models()) if view.recipient is None else view.recipient
-        typical = median(distance(model, base) for model in view.neighbourhood())
+        base, reach = _unsuspicious(view)
         signs = np.random.default_rng(self.direction_seed).choice((-1.0, 1.0), base.shape[0])
         direction: Wide = signs / math.sqrt(base.shape[0])
-        return base + typical * direction
+        return base + reach * direction
+
+
+def _unsuspicious(view: View) -> tuple[Lie, float]:
+    """Where to lie from, and how far away honest neighbours are from there, by their median."""
+    base: Lie = mean(view.honest_models()) if view.recipient is None else view.recipient
+    return base, median(distance(model, base) for model in view.neighbourhood())
+
+
+@dataclass(frozen=True)
+class Shrink(ModelAttack):
+    """recipient - reach D m / ||m||, with m the honest sites' mean and D as for ``Drift``: weight
+    decay that nobody asked for, against the whole of what has been learned."""
+
+    name: ClassVar[str] = "shrink"
+    source: ClassVar[str] = "after Fang, Cao, Jia, Gong 2020 (directed deviation)"
+    summary: ClassVar[str] = "pulls every model towards zero, never farther than others are"
+
+    reach: float = 1.0
+
+    def problems(self) -> Iterator[str]:
+        if self.reach <= 0:
+            yield f"reach = {self.reach} is not above 0"
+
+    def lie(self, view: View, generator: np.random.Generator) -> Lie:  # noqa: ARG002
+        base, reach = _unsuspicious(view)
+        centre = mean(view.honest_models())
+        length = float(np.linalg.norm(centre))
+        return base - (self.reach * reach / length if length > 0.0 else 0.0) * centre
 
 
 @dataclass(frozen=True)

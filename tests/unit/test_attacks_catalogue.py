@@ -67,6 +67,7 @@ def test_an_unknown_option_is_refused_with_the_options_that_there_are() -> None:
         ("min_max", {"direction": "up"}, r"direction = 'up' is not one of deviation, update"),
         ("drift", {"direction_seed": 1.5}, r"direction_seed = 1.5 is not a whole number"),
         ("drift", {"direction_seed": -1}, r"direction_seed = -1 is below 0"),
+        ("shrink", {"reach": 0.0}, r"reach = 0.0 is not above 0"),
         ("mimic", {"victim": -1}, r"victim = -1 is below 0"),
         ("not_a_number", {"kind": "zero"}, r"kind = 'zero' is not one of nan, infinity"),
         ("not_a_number", {"parameters": 0}, r"parameters = 0 is not at least 1"),

@@ -236,6 +236,20 @@ def test_drift_goes_elsewhere_under_another_seed_only() -> None:
     assert not np.array_equal(seeds[0], seeds[2])
 
 
+def test_shrink_pulls_against_the_mean_model_from_the_median_neighbours_distance() -> None:
+    around = (vector(1, 2), vector(1, 4), vector(1, 9))  # 1, 3 and 8 away
+    told = {"recipient": vector(1, 1), "around_recipient": around}
+    honest = (vector(8, 0), vector(0, 0), vector(-2, 6))  # mean (2, 2)
+    lie = publish("shrink", a_view(honest=honest, **told), reach=2.0)
+    np.testing.assert_allclose(lie, 1 - np.full(2, 6 / math.sqrt(2)), rtol=1e-6)
+
+
+def test_shrink_has_no_direction_where_nothing_was_learned() -> None:
+    honest = (vector(-1, 0), vector(1, 0))
+    lie = publish("shrink", a_view(honest=honest, recipient=vector(3, 1)))
+    np.testing.assert_array_equal(lie, vector(3, 1))
+
+
 def test_mimic_copies_the_same_site_whatever_the_seed() -> None:
     for seed in range(5):
         lie = publish("mimic", a_view(), seed=seed, victim=1)
