@@ -79,6 +79,7 @@ class Candidate(Mixing):
         own: Vector,
         neighbours: Sequence[NeighbourModel],
         out: Vector,
+        update_norm: float = 0.0,  # noqa: ARG002
     ) -> Outcome:
         place = self.calls[round_number]
         self.calls[round_number] += 1

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from p2pfed.errors import ConfigurationError, Problem
 from p2pfed.settings import Settings, read_toml, validate
-from p2pfed.topology.file import MAX_ADDRESSES, Address, Name
+from p2pfed.topology.file import MAX_ADDRESSES, Address, Name, Number
 
 SCHEMA_VERSION = 1
 MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108 with its terminating zero
@@ -47,10 +47,55 @@ class Listen(Settings):
         "Default: the listen addresses that are not wildcards. Needs a restart.",
         max_length=MAX_ADDRESSES,
     )
+    reachable: bool = Field(
+        True,
+        description="false where a firewall or NAT lets nobody dial this site: no address of its "
+        "own is announced, and it dials without waiting to be dialled. The same as no addresses, "
+        "but for neighbours on the local network. Default true. Needs a restart.",
+    )
     mdns: bool = Field(
         True,
         description="Find members on the local network, and be found. Default true. Never on a "
         "loopback address. Needs a restart.",
+    )
+
+
+class Relay(Settings):
+    use: bool = Field(
+        True,
+        description="Reach a neighbour through a member that relays where neither end can dial "
+        "the other. The relay sees ciphertext. Default true. Needs a restart.",
+    )
+    enabled: bool = Field(
+        False,
+        description="Relay for other members. Default false. Needs a restart.",
+    )
+    circuits: int = Field(
+        16,
+        description="Relayed connections at the same time. Default 16. Needs a restart.",
+        ge=1,
+        le=256,
+    )
+    megabytes_per_second: Number = Field(
+        20.0,
+        description="MB a second of all relayed connections together; leave each 0.05 at least, "
+        "or it stalls. Default 20. Needs a restart.",
+        ge=1.0,
+        le=10_000.0,
+    )
+    circuit_megabytes: int = Field(
+        100_000,
+        description="MB that one relayed connection carries in each direction; then it is cut, "
+        "and its ends make a new one. Default 100000. Needs a restart.",
+        ge=1,
+        le=10_000_000,
+    )
+    circuit_hours: Number = Field(
+        24.0,
+        description="Hours for which one relayed connection lasts; then it is cut, and its ends "
+        "make a new one. Default 24. Needs a restart.",
+        ge=0.01,
+        le=720.0,
     )
 
 
@@ -147,6 +192,7 @@ class SiteFile(Settings):
         min_length=1,
     )
     listen: Listen = Field(default_factory=Listen, description="Where others reach this site.")
+    relay: Relay = Field(default_factory=Relay, description="Connections through a third site.")
     control: Control = Field(default_factory=Control, description="Where the operator does.")
     metrics: Metrics = Field(default_factory=Metrics, description="For Prometheus.")
     training: Training = Field(default_factory=Training, description="The local computation.")
@@ -190,6 +236,11 @@ class Site:
         if self.file.control.socket:
             return self._resolve(self.file.control.socket)
         return self.state_directory / "control.sock"
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the operator leaves it possible that others dial this site."""
+        return self.file.listen.reachable and bool(self.file.listen.addresses)
 
     @property
     def task_directory(self) -> Path | None:
@@ -246,8 +297,14 @@ state = "state"
 addresses = ["/ip4/0.0.0.0/tcp/7400"]
 # What others should dial, where a firewall or NAT makes it differ.
 announce = []
+# false where nobody can dial this site: it dials, or is reached through a member that relays.
+reachable = true
 # Find members on the local network.
 mdns = true
+
+[relay]
+# Carry connections between members that cannot reach each other. Only ciphertext passes.
+enabled = false
 
 [training]
 # auto takes a GPU where there is one; or cpu, cuda, cuda:0 ...

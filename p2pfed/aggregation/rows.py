@@ -22,7 +22,8 @@ from p2pfed.aggregation.streaming import StreamedModels, Wide
 Mask = npt.NDArray[np.bool_]
 
 
-def _nothing() -> Mask:
+def nothing() -> Mask:
+    """A mask that marks no row."""
     return np.zeros(0, dtype=bool)
 
 
@@ -33,7 +34,7 @@ class Decision:
     none); ``threshold``, the distance beyond which it clipped or refused."""
 
     shares: Wide
-    dropped: Mask = field(default_factory=_nothing)
+    dropped: Mask = field(default_factory=nothing)
     threshold: float | None = None
 
 

@@ -6,7 +6,7 @@ assumed Byzantine.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from p2pfed.aggregation import averaging, clipping, krum, medians, preaggregation
 from p2pfed.aggregation.rows import Decision, Rows
 from p2pfed.aggregation.rule import Parameters, Rule
-from p2pfed.aggregation.streaming import NeighbourModel, StreamedModels, Vector
+from p2pfed.aggregation.streaming import NeighbourModel, StreamedModels, Vector, Wide
 from p2pfed.errors import AggregationError
 from p2pfed.rules_catalogue import NO_PRE_AGGREGATION, RULES, RuleDescription
 
@@ -54,7 +54,8 @@ class Outcome:
     coordinate-wise rule has no such thing and reports equal shares. ``distances`` are
     ||z_j||, where the rule looks at them. After a pre-aggregation, ``weights`` are those of
     the neighbours' own models in the result, ``dropped`` has those without any, and
-    ``threshold`` is a distance between what the pre-aggregation made."""
+    ``threshold`` is a distance between what the pre-aggregation made. ``returned`` are the
+    returning neighbours that are near again."""
 
     rule: str
     weights: Mapping[str, float]
@@ -62,6 +63,7 @@ class Outcome:
     threshold: float | None = None
     dropped: tuple[str, ...] = ()
     local_only: bool = False
+    returned: tuple[str, ...] = ()
 
 
 def aggregate(
@@ -76,6 +78,7 @@ def aggregate(
     progress: float = 0.0,
     seed: bytes | None = None,
     options: Mapping[str, float] = MappingProxyType({}),
+    floor: float = 0.0,
 ) -> Outcome:
     """Write R(own; neighbours) to ``out``.
 
@@ -93,6 +96,8 @@ def aggregate(
         ``round_seed``.
     :param options: of the rule, by the names in its description; the others keep their
         defaults.
+    :param floor: the distance that a returning neighbour may pull by at least, where the rule
+        clips and nothing is done to the models before.
     :raises AggregationError: unknown rule, pre-aggregation or option, unlike shapes, or values
         that are not finite; it names the neighbour where one is at fault. ``out`` is then
         meaningless.
@@ -115,7 +120,7 @@ def aggregate(
     ordered = sorted(neighbours, key=lambda neighbour: neighbour.name)
     models = StreamedModels(
         np.asarray(own),
-        tuple(NeighbourModel(n.name, np.asarray(n.vector), n.weight) for n in ordered),
+        tuple(replace(n, vector=np.asarray(n.vector)) for n in ordered),
         np.asarray(out),
         threads,
     )
@@ -128,8 +133,10 @@ def aggregate(
         models.distances()
         np.copyto(out, own)
         return Outcome(rule, dict.fromkeys(models.names, 0.0), {}, local_only=True)
-    decision = implementation.apply(rows, Parameters(byzantine, progress, chosen))
-    return _outcome(rule, rows, decision, mixed=pre_aggregation != NO_PRE_AGGREGATION)
+    mixed = pre_aggregation != NO_PRE_AGGREGATION
+    returning = np.array([n.returning and not mixed for n in ordered], dtype=bool)
+    decision = implementation.apply(rows, Parameters(byzantine, progress, chosen, returning, floor))
+    return _outcome(rule, rows, decision, mixed=mixed)
 
 
 def _options(description: RuleDescription, given: Mapping[str, float]) -> dict[str, float]:
@@ -170,10 +177,23 @@ def _outcome(rule: str, rows: Rows, decision: Decision, *, mixed: bool) -> Outco
     shares = rows.effective(decision.shares)
     refused = shares == 0.0 if mixed else decision.dropped
     distances = rows.models.known_distances
+    returned = tuple(
+        neighbour.name
+        for at, neighbour in enumerate(rows.models.neighbours)
+        if neighbour.returning and _is_near(at, distances, decision)
+    )
     return Outcome(
         rule,
         dict(zip(names, shares.tolist(), strict=True)),
         {} if distances is None else dict(zip(names, distances.tolist(), strict=True)),
         decision.threshold,
         tuple(name for name, out in zip(names, refused.tolist(), strict=False) if out),
+        returned=returned,
     )
+
+
+def _is_near(at: int, distances: Wide | None, decision: Decision) -> bool:
+    """Whether a rule with a threshold would count it; others know no such thing."""
+    if distances is None or decision.threshold is None:
+        return True
+    return bool(distances[at] <= clipping.DROP_FACTOR * decision.threshold)

@@ -1,6 +1,7 @@
 """Passes over models that are too large to be held: in parts, each by one thread, in blocks that
 stay in the first caches."""
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,11 +24,22 @@ PART_PARAMETERS = 1 << 19  # what one thread takes at a time; sums are added par
 @dataclass(frozen=True, slots=True)
 class NeighbourModel:
     """A neighbour's replica: ``vector`` has shape (d,), float32, and may be a mapped file;
-    ``weight`` is the mixing weight of the edge, in (0, 1)."""
+    ``weight`` is the mixing weight of the edge, in (0, 1). ``returning``: this site lost sight
+    of it for some rounds, and their models have not come near each other since."""
 
     name: str
     vector: Vector
     weight: float
+    returning: bool = False
+
+
+def distance(one: Vector, other: Vector) -> float:
+    """||one - other||, shape (d,) each, summed in float64 without a copy of either."""
+    total = 0.0
+    for start in range(0, one.shape[0], PART_PARAMETERS):
+        part = slice(start, start + PART_PARAMETERS)
+        total += float(np.square(np.subtract(one[part], other[part], dtype=np.float64)).sum())
+    return math.sqrt(total)
 
 
 class StreamedModels:

@@ -154,13 +154,23 @@ def ping(
     count: Annotated[int, typer.Option("--count", min=1, max=1000)] = 3,
 ) -> None:
     """Measure the way to a neighbour and back, over the encrypted link."""
+    from p2pfed.daemon.status import shown_path
+
     link = _link(config)
     for _ in range(count):
         result = link.post(f"/v1/ping/{site}")
-        _say(
-            f"{result['site']}: {result['seconds'] * 1000:.1f} ms via {result['address']} "
-            f"({result['direction']})"
-        )
+        path = shown_path(result["address"], result["direction"], result["relay"])
+        _say(f"{result['site']}: {result['seconds'] * 1000:.1f} ms via {path}")
+
+
+@app.command()
+def netcheck(config: ConfigOption = None, json_output: JsonOption = False) -> None:
+    """Tell which neighbours can be reached from here, and what to open. Exit code 1: not all."""
+    from p2pfed.cli.netcheck import examine, render
+
+    report = examine(choose_config(config))
+    _say(json.dumps(report.to_json(), indent=2) if json_output else "\n".join(render(report)))
+    raise typer.Exit(ExitCode.OK if report.ok else ExitCode.FAILED)
 
 
 @app.command()
@@ -232,6 +242,58 @@ def evaluate(
     for name, value in sorted(result["metrics"].items()):
         _say(f"{name:12} {value:.4f}")
     _say(f"{'records':12} {result['records']}")
+
+
+@app.command()
+def backup(
+    output: Annotated[Path, typer.Argument(help="The tar file to write.")],
+    config: ConfigOption = None,
+    with_key: Annotated[
+        bool, typer.Option("--with-key", help="Put the site's secret keys in as well.")
+    ] = False,
+) -> None:
+    """Copy this site's state into one file; the daemon may run meanwhile."""
+    from p2pfed.cli.backup import backup_site
+
+    for line in backup_site(choose_config(config), output, with_key=with_key):
+        _say(line)
+
+
+@app.command()
+def restore(
+    archive: Annotated[
+        Path | None, typer.Argument(help="What p2pfed backup wrote.", show_default=False)
+    ] = None,
+    config: ConfigOption = None,
+    in_place: Annotated[
+        bool,
+        typer.Option(
+            "--in-place",
+            help="The state directory itself came back from elsewhere, such as a snapshot of the "
+            "machine: make it ask before it signs.",
+        ),
+    ] = False,
+) -> None:
+    """Bring a state back that this site had before."""
+    from p2pfed.cli.backup import restore_site
+
+    for line in restore_site(choose_config(config), archive, in_place=in_place):
+        _say(line)
+
+
+@app.command()
+def bugreport(
+    config: ConfigOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Default: p2pfed-bugreport-DATE.tar.gz here."),
+    ] = None,
+) -> None:
+    """Collect what a maintainer needs into one file, without secrets and without data."""
+    from p2pfed.cli.bugreport import write_report
+
+    for line in write_report(choose_config(config), output):
+        _say(line)
 
 
 @app.command()

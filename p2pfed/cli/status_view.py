@@ -4,7 +4,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from p2pfed.daemon.status import NeighbourStatus, Status
+from p2pfed.daemon.status import NeighbourStatus, Status, shown_path
 
 STATE_STYLES = {"connected": "green", "refused": "red", "dialling": "yellow", "waiting": "yellow"}
 
@@ -85,7 +85,7 @@ def neighbour_table(neighbours: list[NeighbourStatus]) -> Table:
         table.add_row(
             n.name,
             Text(state, style=STATE_STYLES.get(state, "red")),
-            f"{n.address} {n.direction}" if n.address else "-",
+            shown_path(n.address, n.direction, n.relay) if n.address else "-",
             f"{n.round_trip_seconds * 1000:.0f} ms" if n.round_trip_seconds is not None else "-",
             str(n.round) if n.round is not None else "-",
             duration(n.last_delta_age_seconds) if n.last_delta_age_seconds is not None else "-",

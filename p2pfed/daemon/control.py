@@ -25,6 +25,7 @@ from starlette.types import Send
 from p2pfed.daemon import metrics
 from p2pfed.daemon.durable_files import make_private_directory
 from p2pfed.daemon.logs import RecentLines
+from p2pfed.daemon.netcheck import Report
 from p2pfed.daemon.status import Status
 from p2pfed.errors import ControlError, ExitCode, P2pfedError
 
@@ -40,6 +41,7 @@ class PingResult:
     seconds: float
     address: str | None
     direction: str | None
+    relay: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,8 @@ class Operations(Protocol):
 
     async def ping(self, site: str) -> PingResult: ...
 
+    async def netcheck(self) -> Report: ...
+
     async def reload(self) -> ReloadResult: ...
 
     async def export(self, path: Path) -> ExportResult: ...
@@ -91,6 +95,9 @@ def control_app(operations: Operations) -> Starlette:
 
     async def ping(request: Request) -> Response:
         return JSONResponse(asdict(await operations.ping(request.path_params["site"])))
+
+    async def netcheck(_: Request) -> Response:
+        return JSONResponse((await operations.netcheck()).to_json())
 
     async def reload(_: Request) -> Response:
         return JSONResponse(asdict(await operations.reload()))
@@ -122,6 +129,7 @@ def control_app(operations: Operations) -> Starlette:
         routes=[
             Route("/v1/status", status),
             Route("/v1/ping/{site}", ping, methods=["POST"]),
+            Route("/v1/netcheck", netcheck, methods=["POST"]),
             Route("/v1/reload", reload, methods=["POST"]),
             Route("/v1/stop", stop, methods=["POST"]),
             Route("/v1/export", export, methods=["POST"]),

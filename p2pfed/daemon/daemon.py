@@ -12,6 +12,7 @@ import trio
 from p2pfed import __version__
 from p2pfed.aggregation import Mixing
 from p2pfed.config import Site
+from p2pfed.daemon import netcheck
 from p2pfed.daemon.addresses import AddressBook
 from p2pfed.daemon.control import (
     EvaluateResult,
@@ -26,6 +27,7 @@ from p2pfed.daemon.logs import RecentLines
 from p2pfed.daemon.membership import Membership
 from p2pfed.daemon.notify import notify, notify_reloading
 from p2pfed.daemon.outbox import Outbox
+from p2pfed.daemon.relaying import Relaying, announced_addresses, terms_of
 from p2pfed.daemon.round_work import RoundWork
 from p2pfed.daemon.runtime import Runtime
 from p2pfed.daemon.status import Status
@@ -41,7 +43,7 @@ from p2pfed.protocol.certificates import issue_address_record, issue_certificate
 from p2pfed.protocol.envelope import Offer, unwrap_key
 from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.header import SignedHeader
-from p2pfed.protocol.messages import AnswerCode
+from p2pfed.protocol.messages import AddressRecordNotice, AnswerCode
 from p2pfed.protocol.rounds import OwnState, RoundEngine
 from p2pfed.site_identity import check_membership
 from p2pfed.topology import Topology, load_topology
@@ -53,7 +55,6 @@ log = structlog.get_logger(__name__)
 
 PING_TIMEOUT_SECONDS = 5.0
 MAX_REPORTED_STRANGERS = 1000
-WILDCARD_HOSTS = ("/ip4/0.0.0.0/", "/ip6/::/")
 
 
 class TransportMaker:
@@ -126,6 +127,8 @@ class Daemon:
         self._membership: Membership
         self._status: StatusBuilder
         self._book: AddressBook
+        self._relaying: Relaying
+        self._address_sequence = 0
 
     async def run(self) -> None:
         """Run until the operator stops the daemon.
@@ -148,6 +151,8 @@ class Daemon:
             self._announce()
             await nursery.start(self._runtime.outbox.run)
             await nursery.start(self._links.run)
+            if self.site.file.relay.use:
+                nursery.start_soon(self._relaying.run)
             await self._start_mdns(nursery)
             nursery.start_soon(self._run_rounds, nursery.cancel_scope)
             notify("READY=1", f"STATUS=round {self._runtime.engine.round_number}")
@@ -186,6 +191,8 @@ class Daemon:
         self._check_model_size(ready.dimension)
         plan = plan_of(self.topology, self._name, ready.schema_digest, self._trainer.genesis_digest)
         self.store.bind(plan.federation_id)
+        for damaged in self.store.recover(self._trainer.genesis_digest, ready.optimiser_floats):
+            log.error("a damaged file of the state is given up", path=str(damaged))
         work = self._make_work(
             self.store,
             self.identity,
@@ -201,7 +208,7 @@ class Daemon:
             OwnState(
                 generation.round_number if generation else 0,
                 work.own_digest,
-                retained[-1] if retained else None,
+                self.store.last_published(),
             ),
             work.replica_states(),
             retained,
@@ -244,8 +251,8 @@ class Daemon:
         if generation is None:
             self._trainer.parameters_in[:] = self._trainer.genesis
             return
-        model = self.store.checked_vector(generation.model, ready.dimension)
-        optimiser = self.store.checked_vector(generation.optimiser, ready.optimiser_floats)
+        model = self.store.vector(generation.model, ready.dimension)
+        optimiser = self.store.vector(generation.optimiser, ready.optimiser_floats)
         if generation.published:
             self._trainer.parameters_out[:] = model
             self._trainer.optimiser_out[:] = optimiser
@@ -255,7 +262,8 @@ class Daemon:
 
     def _connect_parts(self) -> None:
         runtime = self._runtime
-        self._book = AddressBook(self._listed_addresses())
+        relay = self.site.file.relay
+        self._book = AddressBook(self._listed_addresses(), use_relays=relay.use)
         self._membership = Membership(
             runtime,
             self.topology,
@@ -272,6 +280,19 @@ class Daemon:
             self._book,
             self._membership,
             random.SystemRandom(),
+            reachable=self.site.reachable,
+        )
+        if relay.enabled:
+            self._transport.relay_for_others(terms_of(relay))
+        self._relaying = Relaying(
+            self._transport,
+            self._links.relays,
+            self._book,
+            self.identity.peer_id,
+            reachable=self.site.reachable,
+            neighbours=self._neighbour_ids,
+            unlinked=self._links.unlinked,
+            changed=self._relays_changed,
         )
         self._membership.links = runtime.links = self._links
         self._links.set_neighbours(self._neighbour_ids())
@@ -293,13 +314,23 @@ class Daemon:
         self._status.topology = self.topology
 
     def _announce(self) -> None:
-        """Sign the addresses that others should dial; wildcards say nothing to them."""
-        addresses = self.site.file.listen.announce or tuple(
-            address
-            for address in self._transport.listen_addresses
-            if not address.startswith(WILDCARD_HOSTS)
+        """Sign the addresses that others should dial, and tell those who are linked."""
+        self._address_sequence = max(self._address_sequence + 1, int(time.time()))
+        addresses = announced_addresses(
+            self.site,
+            self.identity.peer_id,
+            self._transport.listen_addresses,
+            self._relaying.held,
         )
-        self._membership.announce(issue_address_record(self.identity, int(time.time()), addresses))
+        record = issue_address_record(self.identity, self._address_sequence, addresses)
+        self._membership.announce(record)
+        for peer_id in self._neighbour_ids():
+            self._links.post(peer_id, AddressRecordNotice(record))
+
+    def _relays_changed(self) -> None:
+        self._announce()
+        for peer_id in self._links.unlinked():
+            self._links.nudge(peer_id)
 
     def _listed_addresses(self) -> dict[str, tuple[str, ...]]:
         return {peer.peer_id_text: peer.addresses for peer in self.topology.file.peers}
@@ -395,7 +426,22 @@ class Daemon:
             raise ControlError(f"{site}: {error}" + (f"; {why}" if why else "")) from error
         path = self._transport.path(peer_id)
         return PingResult(
-            site, seconds, path.address if path else None, path.direction if path else None
+            site,
+            seconds,
+            path.address if path else None,
+            path.direction if path else None,
+            self._membership.name_of(path.relay) if path and path.relay else None,
+        )
+
+    async def netcheck(self) -> netcheck.Report:
+        return await netcheck.check_running(
+            self.site,
+            self.topology,
+            self.identity.peer_id,
+            links=self._links,
+            transport=self._transport,
+            book=self._book,
+            relays_held=self._relaying.held,
         )
 
     async def reload(self) -> ReloadResult:

@@ -30,28 +30,36 @@ from libp2p.tools.anyio_service import background_trio_service
 from libp2p.transport.exceptions import MuxerUpgradeFailure
 
 from p2pfed.daemon.libp2p_host import make_network
+from p2pfed.daemon.libp2p_relay import CIRCUITS_PER_PEER, CircuitRelay
+from p2pfed.daemon.libp2p_relay_circuit import Circuits, reserve
+from p2pfed.daemon.libp2p_relay_messages import HOP_PROTOCOL, STOP_PROTOCOL
 from p2pfed.daemon.transport import (
+    ANOTHER_KEY,
     READ_BYTES,
     ConnectionObserver,
     ConnectionPath,
     Direction,
+    RelayTerms,
     Stream,
     StreamHandler,
     Transport,
 )
 from p2pfed.errors import TransportError
+from p2pfed.topology.file import relay_of
 
 log = structlog.get_logger(__name__)
 
 WRITE_BYTES = 65_507  # one Noise message a Yamux frame; a larger write costs two
 IDLE_TIMEOUT_SECONDS = 20.0  # a transfer without a byte for this long is dead
 WATCH_INTERVALS = 20  # looks at the stamps within an idle timeout
+CIRCUIT_STALL_FRACTION = 0.75  # of the idle timeout: a circuit goes before what it runs over
 RAW_CLOSE_TIMEOUT_SECONDS = 1.0
 CLOSE_TIMEOUT_SECONDS = 3.0
 NETWORK_CLOSE_TIMEOUT_SECONDS = 5.0
 NEGOTIATION_TIMEOUT_SECONDS = 60  # of a stream's protocol, beside a bulk transfer on 0.3 MB/s
 SETTLED_SECONDS = 20.0  # older than any dial that began before the connection was made
-STREAMS_PER_PEER = 8  # inbound and at the same time: control, one delta, and room for retries
+# Inbound and at the same time: control, one delta, room for retries; and the circuits.
+STREAMS_PER_PEER = 8 + CIRCUITS_PER_PEER
 
 _STREAM_FAILURES = (IOException, MuxedStreamError, MuxedConnError, OSError)
 
@@ -128,11 +136,17 @@ class Libp2pTransport(Transport):
         self._roster: frozenset[str] = frozenset()
         self._observer = observer
         self._idle_timeout_seconds = idle_timeout_seconds
-        self._network = make_network(seed, lambda peer: peer in self._roster, observer.refused)
+        self._network = make_network(seed, self._is_member, observer.refused)
         self._own_peer_id = str(self._network.get_peer_id())
         self._network.set_stream_handler(self._handle_stream)
         self._network.register_notifee(_Notifee(self))
         self._protocols = Multiselect()
+        self._reserved: set[str] = set()
+        self._stall_seconds = CIRCUIT_STALL_FRACTION * idle_timeout_seconds
+        self._circuits = Circuits(
+            self._network, self._is_member, self._reserved, self._stall_seconds
+        )
+        self.set_handler(STOP_PROTOCOL, self._circuits.accept)
         self._open_inbound: Counter[str] = Counter()
         self._links: dict[str, _Link] = {}
         self._dialling: dict[str, str] = {}
@@ -142,9 +156,12 @@ class Libp2pTransport(Transport):
         self.received: Counter[str] = Counter()
         self.listen_addresses: tuple[str, ...] = ()
 
+    def _is_member(self, peer_id: str) -> bool:
+        return peer_id in self._roster
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         for address in self._wanted_addresses:
-            _check_free(address)
+            check_free(address)
         not_bound: list[str] = []
         # The library's nursery would wrap an error in a group, so it is raised outside.
         async with background_trio_service(self._network):
@@ -214,7 +231,7 @@ class Libp2pTransport(Transport):
                 self._nursery.start_soon(self.drop, peer_id, "no longer in the topology file")
 
     async def dial(self, peer_id: str, address: str, timeout_seconds: float) -> None:
-        if self.path(peer_id) is not None:
+        if self._is_reached(peer_id, address):
             return
         if peer_id not in self._roster:
             raise TransportError(f"{address}: {peer_id} is not in the topology file")
@@ -222,12 +239,59 @@ class Libp2pTransport(Transport):
         self._dialling[peer_id] = address
         with trio.move_on_after(timeout_seconds):
             try:
-                await self._network.dial_addr(multiaddr.Multiaddr(address), ID.from_string(peer_id))
-                failure = "" if self.path(peer_id) else "the connection ended at once"
+                await self._dial_once(peer_id, address)
+                failure = "the connection ended at once"
+            except TransportError as error:
+                failure = str(error)
             except Exception as error:  # noqa: BLE001 - the library raises bare and undocumented ones
-                failure = "" if self.path(peer_id) else _dial_failure(error)
-        if failure:
+                failure = _dial_failure(error)
+        if not self._is_reached(peer_id, address):
             raise TransportError(f"{address}: {failure}")
+
+    def _is_reached(self, peer_id: str, address: str) -> bool:
+        """Whether the peer is connected in a way that is no worse than at ``address``."""
+        path = self.path(peer_id)
+        return path is not None and (path.relay is None or relay_of(address) is not None)
+
+    async def _dial_once(self, peer_id: str, address: str) -> None:
+        relay = relay_of(address)
+        if relay is None:
+            await self._network.dial_addr(multiaddr.Multiaddr(address), ID.from_string(peer_id))
+        else:
+            hop = await self._open_hop(relay)
+            try:
+                await self._circuits.dial(hop, peer_id)
+            except BaseException:
+                await hop.abort()
+                raise
+
+    async def _open_hop(self, relay: str) -> Stream:
+        """:raises TransportError: the relay is not connected directly, or does not relay."""
+        path = self.path(relay)
+        if path is None or path.relay is not None:
+            raise TransportError("the relay is not connected")
+        try:
+            return await self.open_stream(relay, HOP_PROTOCOL)
+        except TransportError as error:
+            raise TransportError(
+                f"the relay takes no request; is [relay] enabled in its site file? {error}"
+            ) from error
+
+    def relay_for_others(self, terms: RelayTerms) -> None:
+        relay = CircuitRelay(self, terms, self._is_member, self._stall_seconds)
+        self.set_handler(HOP_PROTOCOL, relay.handle)
+
+    async def reserve(self, relay: str, timeout_seconds: float) -> None:
+        with trio.move_on_after(timeout_seconds) as limit:
+            hop = await self._open_hop(relay)
+            self._reserved.add(relay)  # before it can bring the first circuit
+            try:
+                await reserve(hop)
+            except BaseException:
+                await hop.abort()
+                raise
+        if limit.cancelled_caught:
+            raise TransportError(f"the relay did not answer within {timeout_seconds:g} s")
 
     async def open_stream(self, peer_id: str, protocol: str) -> Stream:
         link = self._links.get(peer_id)
@@ -337,13 +401,18 @@ class Libp2pTransport(Transport):
     def _replaces(self, peer_id: str, known: _Link, new: _Link) -> bool:
         """Which of two connections to one peer stays; both ends decide alike.
 
-        A peer dials only while it has no connection, so a settled one is dead at its end. Where
-        both dialled at once, the one that the lower peer id dialled stays.
+        A direct one takes over from a relayed one. Otherwise a peer dials only while it has no
+        connection, so a settled one is dead at its end. Where both dialled at once, the one that
+        the lower peer id dialled stays.
         """
         if known.connection.is_closed or known.connection.muxed_conn.is_closed:
             return True
+        if known.path.relay is not None and new.path.relay is None:
+            return True
         if new.path.since_seconds - known.path.since_seconds > SETTLED_SECONDS:
             return True
+        if known.path.relay is None and new.path.relay is not None:
+            return False
         wanted = "outbound" if self._own_peer_id < peer_id else "inbound"
         if known.path.direction == new.path.direction:
             return new.path.direction == "inbound"
@@ -401,7 +470,7 @@ def _dial_failure(error: BaseException) -> str:
     """Why a dial failed, in words that tell an operator what to look at."""
     causes: list[Any] = list(_causes(error))
     if any(isinstance(cause, PeerIDMismatchesPubkey) for cause in causes):
-        return "another key answers there; check the address, or the peer's key in the topology"
+        return f"{ANOTHER_KEY}; check the address, or the peer's key in the topology"
     if any(isinstance(cause, MuxerUpgradeFailure) for cause in causes):
         return (
             "it hung up after the handshake; it refuses sites whose key is not in its own "
@@ -410,7 +479,7 @@ def _dial_failure(error: BaseException) -> str:
     return _reason(error)
 
 
-def _check_free(address: str) -> None:
+def check_free(address: str) -> None:
     """Refuse a port that is taken. The library shares it silently (SO_REUSEPORT) or goes on
     without a listener.
 

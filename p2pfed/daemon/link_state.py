@@ -5,6 +5,7 @@ from typing import Literal, Protocol
 
 import trio
 
+from p2pfed.daemon.transport import ConnectionPath
 from p2pfed.protocol.messages import Hello, Message, Refusal
 
 LinkPhase = Literal["connected", "dialling", "waiting", "refused"]
@@ -56,6 +57,7 @@ class Link:
         self.state = LinkState(since_seconds=trio.current_time())
         self.nudge = trio.Event()
         self.ended = trio.Event()
+        self.path: ConnectionPath | None = None  # of the control stream
         self.outgoing: trio.MemorySendChannel[Message] | None = None
         self.encryption_key: bytes | None = None
         self.scope = trio.CancelScope()

@@ -15,6 +15,7 @@ import trio
 
 from p2pfed.daemon.addresses import AddressBook
 from p2pfed.daemon.link_state import Link, LinkHandler, LinkState
+from p2pfed.daemon.relaying import RelayAccess
 from p2pfed.daemon.transport import Stream, Transport
 from p2pfed.errors import (
     IncompatiblePeerError,
@@ -38,6 +39,7 @@ from p2pfed.protocol.messages import (
     decode_message,
     encode_message,
 )
+from p2pfed.topology.file import relay_of
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +62,7 @@ class Links:
 
     :param own_peer_id: decides who dials.
     :param generator: of the jitter; a seeded one makes tests repeatable.
+    :param reachable: False where nobody can dial this site: it need not wait to be dialled.
     """
 
     def __init__(
@@ -69,16 +72,20 @@ class Links:
         book: AddressBook,
         handler: LinkHandler,
         generator: random.Random,
+        *,
+        reachable: bool = True,
     ) -> None:
         self._transport = transport
         self._own_peer_id = own_peer_id
         self._book = book
         self._handler = handler
         self._random = generator
+        self._reachable = reachable
         self._links: dict[str, Link] = {}
         self._wanted: dict[str, str] = {}
         self._nursery: trio.Nursery | None = None
         self._stopping = False
+        self.relays = RelayAccess(transport, book, own_peer_id)
         transport.set_handler(limits.CONTROL_PROTOCOL, self._accept)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -102,6 +109,11 @@ class Links:
     def state(self, peer_id: str) -> LinkState | None:
         link = self._links.get(peer_id)
         return link.state if link else None
+
+    def unlinked(self) -> list[str]:
+        """The neighbours to which a connection is still sought."""
+        links = self._links.items()
+        return [peer for peer, link in links if link.state.phase in ("waiting", "dialling")]
 
     def encryption_key(self, peer_id: str) -> bytes | None:
         """The certified X25519 key of a linked neighbour."""
@@ -202,6 +214,8 @@ class Links:
         """Let the peer with the lower id dial first; news of addresses do not cut this short."""
         if self._own_peer_id < link.peer_id:
             return
+        if not self._reachable and self._book.direct_addresses(link.peer_id):
+            return
         with trio.move_on_after(DIAL_HEAD_START_SECONDS):
             while self._transport.path(link.peer_id) is None:
                 await self._wait(link, DIAL_HEAD_START_SECONDS)
@@ -223,16 +237,17 @@ class Links:
             return
         if link.state.phase != "refused":
             link.change("dialling")
+        failure = ""
         for address in addresses:
             if self._transport.path(link.peer_id) is not None:
                 break  # it dialled this end meanwhile
             link.state = replace(link.state, attempts=link.state.attempts + 1)
             try:
-                await self._transport.dial(link.peer_id, address, DIAL_TIMEOUT_SECONDS)
+                await self.relays.dial(link.peer_id, address, DIAL_TIMEOUT_SECONDS)
             except TransportError as error:
-                link.state = replace(link.state, last_error=str(error))
+                failure = str(error) if relay_of(address) is None else f"{failure}; {error}"
+                link.state = replace(link.state, last_error=failure.removeprefix("; "))
                 continue
-            self._book.worked(link.peer_id, address)
             return
         if link.state.phase == "dialling":
             link.change("waiting")
@@ -399,7 +414,7 @@ class Links:
 
     def _establish(self, link: Link, hello: Hello) -> trio.MemoryReceiveChannel[Message]:
         """Mark the link as up and give it its bounded queue."""
-        path = self._transport.path(link.peer_id)
+        path = link.path = self._transport.path(link.peer_id)
         link.heard_at_seconds = trio.current_time()
         link.pings.clear()
         sender, receiver = trio.open_memory_channel[Message](OUTGOING_MESSAGES)
@@ -433,7 +448,7 @@ class Links:
                     await part
                 except (TransportError, RemoteProtocolError) as error:
                     failures.append(error)
-                    if len(failures) == 1:
+                    if len(failures) == 1 and self._transport.path(link.peer_id) == link.path:
                         # Before all else: a write that hangs cannot be cancelled, only fail.
                         with trio.CancelScope(shield=True):
                             await self._transport.drop(link.peer_id, str(error))
@@ -442,6 +457,7 @@ class Links:
             nursery.start_soon(until_failure, self._beat(link))
             nursery.start_soon(until_failure, self._write(stream, outgoing))
             nursery.start_soon(until_failure, self._read(link, stream, reader))
+            nursery.start_soon(self.relays.seek_direct, link.peer_id, self._random.uniform)
         if failures:
             raise failures[0]
 

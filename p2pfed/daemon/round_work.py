@@ -4,6 +4,7 @@ Everything here blocks and is heavy; the runtime calls it in worker threads. Vec
 mapped files, read and written in chunks, so that a model may be larger than memory.
 """
 
+import math
 import os
 import statistics
 import time
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from p2pfed.aggregation import Mixing, NeighbourModel, Outcome
+from p2pfed.aggregation import Mixing, NeighbourModel, Outcome, distance
 from p2pfed.daemon.second_stage import SecondStage
 from p2pfed.daemon.sendable import Sendable
 from p2pfed.daemon.store import Generation, Store, StoredReplica
@@ -26,6 +27,7 @@ from p2pfed.errors import RemoteProtocolError
 from p2pfed.keys import Identity
 from p2pfed.protocol import commands as do
 from p2pfed.protocol import limits
+from p2pfed.protocol.codec_kernels import squared_norm
 from p2pfed.protocol.codecs import get_codec
 from p2pfed.protocol.digests import vector_bytes, vector_digest
 from p2pfed.protocol.envelope import PAYLOAD_KEY_BYTES, PayloadContext
@@ -37,7 +39,10 @@ from p2pfed.protocol.receiving import Application
 
 NORM_SAMPLES = 64  # accepted delta norms from which the running median is taken
 NORM_SAMPLES_NEEDED = 8  # fewer say too little to refuse anything by
-NORM_BOUND_FACTOR = 1000.0  # times the running median; beyond it a delta is damage, not training
+# Beyond so many running medians a delta is damage, not training; but one that is no longer than
+# the model itself is believed: who was away comes back with all that it missed, and near the end
+# of training usual deltas are next to nothing.
+NORM_BOUND_FACTOR = 1000.0
 MIXING_CHUNK_PARAMETERS = 1 << 16
 SNAPSHOT_CODEC = "float32"
 
@@ -77,12 +82,18 @@ class RoundWork:
         self._mixing = mixing
         self._replicas: dict[str, StoredReplica] = store.replicas(self.dimension)
         self._delta_norms: deque[float] = deque(maxlen=NORM_SAMPLES)
+        self._model_norm = 0.0
+        self._deltas_until_measured = 0
         generation = store.generation()
         self.own_digest = generation.replica if generation else self.genesis_digest
         self._trained_digest = (
             generation.model if generation and generation.published else self.genesis_digest
         )
         self._optimiser_digest = generation.optimiser if generation else None
+        # What the round began with; not looked up where a round is resumed in its midst.
+        self._start_digest: bytes | None = self.genesis_digest
+        if generation is not None:
+            self._start_digest = None if generation.published else generation.model
         self._envelopes: dict[bytes, Sendable] = {}  # by header digest, oldest first
         for item in store.envelopes():
             self._retain(item)
@@ -281,6 +292,7 @@ class RoundWork:
             applied = application.finish()
         if not snapshot:
             self._delta_norms.append(applied.norm)
+            self._deltas_until_measured = max(0, self._deltas_until_measured - 1)
         state = ReplicaState(header.replica_after, header.round_number, header.sequence)
         self._replicas[site] = StoredReplica(state, slot)
 
@@ -295,8 +307,11 @@ class RoundWork:
     def _norm_bound(self) -> float | None:
         if len(self._delta_norms) < NORM_SAMPLES_NEEDED:
             return None
+        if self._deltas_until_measured == 0:
+            self._model_norm = math.sqrt(squared_norm(self._own_replica()))
+            self._deltas_until_measured = NORM_SAMPLES
         typical = statistics.median(self._delta_norms)
-        return NORM_BOUND_FACTOR * typical if typical > 0 else None
+        return max(NORM_BOUND_FACTOR * typical, self._model_norm)
 
     def _replica(self, site: str) -> npt.NDArray[np.float32]:
         return self._store.replica(site, self._replicas[site].slot, self.dimension)
@@ -312,9 +327,18 @@ class RoundWork:
         own = self._own_replica()
         trained = self._store.vector(self._trained_digest, self.dimension)
         pending = self._store.new_vector("mixed", self.dimension)
-        models = [NeighbourModel(i.site, self._replica(i.site), i.weight) for i in command.inputs]
+        models = [
+            NeighbourModel(i.site, self._replica(i.site), i.weight, i.returning)
+            for i in command.inputs
+        ]
+        returning = any(one.returning for one in command.inputs)
         outcome = self._mixing.aggregate(
-            command.round_number, plan.total_rounds, own, models, pending.array
+            command.round_number,
+            plan.total_rounds,
+            own,
+            models,
+            pending.array,
+            update_norm=self._update_norm(trained) if returning else 0.0,
         )
         step = np.float32(self._mixing.step)
         for start in range(0, self.dimension, MIXING_CHUNK_PARAMETERS):
@@ -323,6 +347,15 @@ class RoundWork:
         digest = vector_digest(pending.array)
         self._store.keep_vector(pending, digest)
         return Mixed(digest, pending.array, outcome)
+
+    def _update_norm(self, trained: npt.NDArray[np.float32]) -> float:
+        """How far this round's training moved the model; 0 where its start is not known."""
+        if self._start_digest is None:
+            return 0.0
+        start = self._genesis
+        if self._start_digest != self.genesis_digest:
+            start = self._store.vector(self._start_digest, self.dimension)
+        return distance(trained, start)
 
     def commit(
         self,
@@ -341,3 +374,4 @@ class RoundWork:
             optimiser=self._optimiser_digest,
         )
         self._store.commit_round(generation, self._replicas, headers, record)
+        self._start_digest = mixed.digest

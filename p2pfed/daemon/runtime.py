@@ -304,7 +304,8 @@ class Runtime:
         weights = self._mixed.outcome.weights
         for site in (*weights, *command.left_out):
             self.counts.setdefault(site, NeighbourCounts()).weight = weights.get(site, 0.0)
-        self.dispatch(on.AggregationFinished(command.round_number))
+        returned = self._mixed.outcome.returned
+        self.dispatch(on.AggregationFinished(command.round_number, returned))
 
     async def _commit(self, round_number: int) -> None:
         mixed = self._mixed

@@ -90,6 +90,7 @@ class NeighbourStatus:
     refusal: str | None
     quarantined: bool
     software: str | None
+    relay: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,13 @@ class Status:
             values[name] = [_known(kind, item) for item in values[name]]
         result: Status = _known(cls, values)
         return result
+
+
+def shown_path(address: str, direction: str | None, relay: str | None) -> str:
+    """How a neighbour is connected, as a person reads it."""
+    if relay is not None:
+        return f"{relay} (relayed, {direction})"
+    return f"{address} (direct, {direction})"
 
 
 def _known(kind: Any, values: dict[str, Any]) -> Any:

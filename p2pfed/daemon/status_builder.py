@@ -26,6 +26,7 @@ from p2pfed.protocol.commands import NoticeKind
 from p2pfed.protocol.neighbours import NEVER_PUBLISHED
 from p2pfed.protocol.rounds import Phase
 from p2pfed.topology import Topology
+from p2pfed.topology.file import relay_of
 
 
 class StatusBuilder:
@@ -161,7 +162,13 @@ class StatusBuilder:
             refusal=link.refusal,
             quarantined=known.quarantined if known is not None else False,
             software=link.software,
+            relay=self._relay_name(link),
         )
+
+    def _relay_name(self, link: LinkState) -> str | None:
+        relay = relay_of(link.address) if link.address is not None else None
+        peer = self.topology.peer_by_id(relay) if relay is not None else None
+        return peer.name if peer is not None else relay
 
     def _totals(self) -> Totals:
         peers = [

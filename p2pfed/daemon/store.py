@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ from p2pfed.daemon.durable_files import (
     durable_file,
     make_private_directory,
     map_vector,
+    naming,
+    sync_directory,
+)
+from p2pfed.daemon.journal import REMEDY, SCHEMA_VERSION, Journal
+from p2pfed.daemon.recovery import (
+    Generation,
+    ciphertext_is_intact,
+    stand_in,
+    vector_is_intact,
 )
 from p2pfed.daemon.sendable import Sendable
 from p2pfed.errors import DamagedStateError, StoreError
@@ -38,67 +48,13 @@ from p2pfed.protocol.digests import vector_bytes, vector_digest
 from p2pfed.protocol.header import SignedHeader, parse_signed_header
 from p2pfed.protocol.neighbours import NOTHING_HELD, ReplicaState
 
-SCHEMA_VERSION = 1
 KEPT_GENERATIONS = 2  # round states whose vectors are kept, newest included
 SPARE_VECTORS = 2  # of a model's size, to be overwritten
 SPARE_CIPHERTEXTS = 1
 KEPT_HISTORY_ROUNDS = 10_000  # rows of the round journal
-BUSY_TIMEOUT_SECONDS = 10.0
 JOURNAL_NAME = "journal.sqlite"
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS generations (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    round_number INTEGER NOT NULL,
-    published INTEGER NOT NULL,
-    model BLOB NOT NULL,
-    replica BLOB NOT NULL,
-    optimiser BLOB NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS envelopes (
-    sequence INTEGER PRIMARY KEY,
-    header BLOB NOT NULL,
-    signature BLOB NOT NULL,
-    chunk_digests BLOB NOT NULL,
-    payload_key BLOB NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS replicas (
-    site TEXT PRIMARY KEY,
-    slot INTEGER NOT NULL,
-    replica BLOB NOT NULL,
-    round_number INTEGER NOT NULL,
-    sequence INTEGER NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS headers (
-    sender BLOB NOT NULL,
-    round_number INTEGER NOT NULL,
-    header BLOB NOT NULL,
-    signature BLOB NOT NULL,
-    PRIMARY KEY (sender, round_number)
-) STRICT;
-CREATE TABLE IF NOT EXISTS equivocations (
-    site TEXT PRIMARY KEY,
-    first_header BLOB NOT NULL,
-    first_signature BLOB NOT NULL,
-    second_header BLOB NOT NULL,
-    second_signature BLOB NOT NULL,
-    found_at_seconds INTEGER NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS history (round_number INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT;
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """A point to resume from. ``model`` is the start of the round, or, once ``published``,
-    the trained model whose delta went out. All three are vector digests."""
-
-    round_number: int
-    published: bool
-    model: bytes
-    replica: bytes
-    optimiser: bytes
+__all__ = ["JOURNAL_NAME", "SCHEMA_VERSION", "Generation", "Store", "StoredReplica"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +75,19 @@ class Store:
         self._snapshots_made = 0
         self._spare_vectors = SpareFiles(SPARE_VECTORS)
         self._spare_ciphertexts = SpareFiles(SPARE_CIPHERTEXTS)
+        for path in (directory, self._vectors, self._outbox, self._replicas, self.spool):
+            make_private_directory(path)
+        self._lock = self._hold_lock()
         try:
-            for path in (directory, self._vectors, self._outbox, self._replicas, self.spool):
-                make_private_directory(path)
-            self._lock = self._hold_lock()
-            self._database = self._open_database()
-        except OSError as error:
-            raise StoreError(f"{directory}: {error.strerror}") from error
-        self._sweep()
+            self._journal = self._open_journal()
+            try:
+                self._sweep()
+            except BaseException:
+                self._journal.close()
+                raise
+        except BaseException:
+            os.close(self._lock)
+            raise
 
     @property
     def spool(self) -> Path:
@@ -146,11 +107,15 @@ class Store:
         return self.directory / "replicas"
 
     def close(self) -> None:
-        self._database.close()
-        os.close(self._lock)
+        try:
+            self._journal.close()
+        finally:
+            os.close(self._lock)
 
     def _hold_lock(self) -> int:
-        descriptor = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        path = self.directory / "lock"
+        with naming(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -161,56 +126,21 @@ class Store:
             ) from None
         return descriptor
 
-    def _open_database(self) -> sqlite3.Connection:
+    def _open_journal(self) -> Journal:
         path = self.directory / JOURNAL_NAME
-        try:
-            # Calls come from several worker threads, one at a time.
-            database = sqlite3.connect(
-                path,
-                timeout=BUSY_TIMEOUT_SECONDS,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-            database.execute("PRAGMA journal_mode=WAL")
-            database.execute("PRAGMA synchronous=FULL")
-            database.executescript(_TABLES)
-        except sqlite3.DatabaseError as error:
-            raise DamagedStateError(f"{path}: {error}") from error
-        path.chmod(0o600)
-        version = database.execute("SELECT value FROM meta WHERE key = 'version'").fetchone()
-        if version is None:
-            database.execute(
-                "INSERT INTO meta VALUES ('version', ?)", (str(SCHEMA_VERSION).encode(),)
-            )
-        elif version[0] != str(SCHEMA_VERSION).encode():
-            raise StoreError(
-                f"{path}: written by another p2pfed (state version {version[0].decode()}, "
-                f"this one reads {SCHEMA_VERSION})"
-            )
-        return database
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._database
-            except BaseException:
-                self._database.execute("ROLLBACK")
-                raise
-            self._database.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise StoreError(f"{self.directory / JOURNAL_NAME}: {error}") from error
+        if not path.exists() and any(self._outbox.glob("*.sealed")):
+            raise DamagedStateError(f"{path}: missing, where it has been; {REMEDY}")
+        return Journal(path)
 
     def bind(self, federation_id: bytes) -> None:
         """Tie the directory to a federation, or check that it is tied to this one."""
-        row = self._database.execute("SELECT value FROM meta WHERE key = 'federation'").fetchone()
-        if row is None:
-            with self._transaction() as database:
+        rows = self._journal.rows("SELECT value FROM meta WHERE key = 'federation'")
+        if not rows:
+            with self._journal.transaction() as database:
                 database.execute("INSERT INTO meta VALUES ('federation', ?)", (federation_id,))
-        elif row[0] != federation_id:
+        elif rows[0][0] != federation_id:
             raise StoreError(
-                f"{self.directory}: holds the state of federation {row[0].hex()[:12]}, the "
+                f"{self.directory}: holds the state of federation {rows[0][0].hex()[:12]}, the "
                 f"topology file describes {federation_id.hex()[:12]} (its name, model, seed or "
                 "task options differ); use another state directory for another federation"
             )
@@ -225,13 +155,20 @@ class Store:
         )
 
     def keep_vector(self, pending: PendingVector | PendingFile, digest: bytes) -> None:
-        pending.commit(self._vector_path(digest))
+        try:
+            pending.commit(self._vector_path(digest))
+        except StoreError:
+            pending.discard()
+            raise
 
     def put_vector(self, vector: npt.NDArray[np.float32]) -> bytes:
         """Store a copy of ``vector``, shape (d,), float32, and return its digest."""
         digest = vector_digest(vector)
         path = self._vector_path(digest)
-        if not path.exists():
+        if path.exists():
+            # Its bytes are durable; its name is not, where an attempt ended between the two.
+            sync_directory(self._vectors)
+        else:
             with durable_file(path, self._spare_vectors, vector.nbytes) as file:
                 file.write(vector_bytes(vector))
         return digest
@@ -257,11 +194,89 @@ class Store:
 
     def generation(self) -> Generation | None:
         """Where to resume, or None in a new directory."""
-        row = self._database.execute(
+        return next(iter(self._generations()), None)
+
+    def _generations(self) -> list[Generation]:
+        """The newest first."""
+        rows = self._journal.rows(
             "SELECT round_number, published, model, replica, optimiser FROM generations "
-            "ORDER BY id DESC LIMIT 1"
-        ).fetchone()
-        return Generation(row[0], bool(row[1]), row[2], row[3], row[4]) if row else None
+            "ORDER BY id DESC"
+        )
+        return [Generation(row[0], bool(row[1]), *row[2:]) for row in rows]
+
+    def recover(self, genesis: bytes, optimiser_floats: int) -> tuple[Path, ...]:
+        """Check what is resumed from and what can be sent again; settle for what is left.
+
+        To be called before a daemon reads anything else. A damaged ciphertext is forgotten, its
+        header is not. For a damaged vector the generation before stands in, or what of the
+        newest is intact: see ``recovery.stand_in``.
+
+        :param genesis: digest of the model that the federation starts from.
+        :param optimiser_floats: length of the optimiser's state.
+        :returns: the files that were damaged; they are gone now.
+        :raises DamagedStateError: no model is left to resume from.
+        """
+        damaged = []
+        for item in self.envelopes():
+            with naming(item.ciphertext):
+                if not ciphertext_is_intact(item):
+                    item.ciphertext.unlink()
+                    damaged.append(item.ciphertext)
+        generations = self._generations()
+        if generations:
+            damaged += self._settle_for(generations, genesis, optimiser_floats)
+            self.collect_garbage()
+        return tuple(damaged)
+
+    def _settle_for(
+        self, generations: list[Generation], genesis: bytes, optimiser_floats: int
+    ) -> list[Path]:
+        damaged: list[Path] = []
+
+        @cache
+        def is_intact(digest: bytes) -> bool:
+            path = self._vector_path(digest)
+            with naming(path):
+                intact = vector_is_intact(path, digest)
+            if not intact:
+                damaged.append(path)
+            return intact
+
+        @cache
+        def fresh_optimiser() -> npt.NDArray[np.float32]:
+            return np.zeros(optimiser_floats, np.float32)
+
+        newest, *before = generations
+        chosen = stand_in(
+            newest,
+            before[0] if before else None,
+            genesis,
+            is_intact,
+            lambda: vector_digest(fresh_optimiser()),
+        )
+        if chosen is None:
+            files = ", ".join(str(path) for path in damaged)
+            raise DamagedStateError(
+                f"{files}: damaged, and nothing is left to resume from; restore one of them from "
+                "a backup of any age (its name is its digest, so a wrong one does no harm)"
+            )
+        # First the files: whoever stores the same vector again takes their names for it.
+        for path in damaged:
+            with naming(path):
+                path.unlink(missing_ok=True)
+        if not self._vector_path(chosen.optimiser).exists():
+            self.put_vector(fresh_optimiser())
+        if chosen != newest:
+            with self._journal.transaction() as database:
+                database.execute(
+                    "DELETE FROM generations WHERE id = (SELECT MAX(id) FROM generations)"
+                )
+                if chosen not in before:
+                    self._add_generation(database, chosen)
+                    if chosen.replica != newest.replica:
+                        # What they led to is not known here any more.
+                        database.execute("DELETE FROM envelopes")
+        return damaged
 
     def outbox_file(self, sequence: int, size_bytes: int) -> AbstractContextManager[PendingFile]:
         """The ciphertext of an own delta, to be written once and then never changed."""
@@ -287,7 +302,7 @@ class Store:
         What it displaces is removed when the round is committed: neighbours are waiting now.
         """
         sequence = signed.header.sequence
-        with self._transaction() as database:
+        with self._journal.transaction() as database:
             self._add_generation(database, generation)
             database.execute(
                 "INSERT INTO envelopes VALUES (?, ?, ?, ?, ?)",
@@ -307,7 +322,7 @@ class Store:
         record: Mapping[str, Any],
     ) -> None:
         """Record the aggregated model, the neighbours' replicas and what was heard."""
-        with self._transaction() as database:
+        with self._journal.transaction() as database:
             self._add_generation(database, generation)
             database.executemany(
                 "INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?, ?)",
@@ -336,6 +351,11 @@ class Store:
         self.collect_garbage()
 
     def _add_generation(self, database: sqlite3.Connection, generation: Generation) -> None:
+        # A commit that is tried again must not displace the generation before.
+        database.execute(
+            "DELETE FROM generations WHERE round_number = ? AND published = ?",
+            (generation.round_number, int(generation.published)),
+        )
         database.execute(
             "INSERT INTO generations (round_number, published, model, replica, optimiser) "
             "VALUES (?, ?, ?, ?, ?)",
@@ -355,25 +375,32 @@ class Store:
 
     def envelopes(self) -> list[Sendable]:
         """The own deltas that can be sent again, oldest first."""
-        rows = self._database.execute(
+        rows = self._journal.rows(
             "SELECT sequence, header, signature, chunk_digests, payload_key FROM envelopes "
             "ORDER BY sequence"
-        ).fetchall()
-        return [
-            Sendable(
-                parse_signed_header(header, signature),
-                chunk_digests,
-                payload_key,
-                self.ciphertext_path(sequence),
-            )
-            for sequence, header, signature, chunk_digests, payload_key in rows
-            if self.ciphertext_path(sequence).exists()
-        ]
+        )
+        with self._journal.naming():
+            return [
+                Sendable(parse_signed_header(header, signature), chunk_digests, payload_key, path)
+                for sequence, header, signature, chunk_digests, payload_key in rows
+                if (path := self.ciphertext_path(sequence)).exists()
+            ]
+
+    def last_published(self) -> SignedHeader | None:
+        """The newest own delta header, also where its ciphertext was lost: its round is signed."""
+        found = self._signed(
+            "SELECT header, signature FROM envelopes ORDER BY sequence DESC LIMIT 1"
+        )
+        return found[0] if found else None
 
     def headers(self) -> list[SignedHeader]:
         """The members' headers that were heard of in recent rounds."""
-        rows = self._database.execute("SELECT header, signature FROM headers").fetchall()
-        return [parse_signed_header(header, signature) for header, signature in rows]
+        return self._signed("SELECT header, signature FROM headers")
+
+    def _signed(self, query: str) -> list[SignedHeader]:
+        rows = self._journal.rows(query)
+        with self._journal.naming():
+            return [parse_signed_header(header, signature) for header, signature in rows]
 
     @contextmanager
     def replica_file(self, site: str, slot: int, size_bytes: int) -> Iterator[PendingFile]:
@@ -407,9 +434,9 @@ class Store:
         sequence number still keeps old headers out.
         """
         found: dict[str, StoredReplica] = {}
-        for site, slot, replica, round_number, sequence in self._database.execute(
+        for site, slot, replica, round_number, sequence in self._journal.rows(
             "SELECT site, slot, replica, round_number, sequence FROM replicas"
-        ).fetchall():
+        ):
             state = ReplicaState(replica, round_number, sequence)
             try:
                 intact = vector_digest(self.replica(site, slot, dimension))
@@ -421,7 +448,7 @@ class Store:
         return found
 
     def add_equivocation(self, site: str, first: SignedHeader, second: SignedHeader) -> None:
-        with self._transaction() as database:
+        with self._journal.transaction() as database:
             database.execute(
                 "INSERT OR IGNORE INTO equivocations VALUES (?, ?, ?, ?, ?, ?)",
                 (
@@ -435,37 +462,44 @@ class Store:
             )
 
     def quarantined(self) -> list[str]:
-        rows = self._database.execute("SELECT site FROM equivocations ORDER BY site").fetchall()
-        return [site for (site,) in rows]
+        return [
+            site for (site,) in self._journal.rows("SELECT site FROM equivocations ORDER BY site")
+        ]
 
     def history(self, most: int) -> list[dict[str, Any]]:
         """The records of the last ``most`` rounds, oldest first."""
-        rows = self._database.execute(
-            "SELECT record FROM history ORDER BY round_number DESC LIMIT ?", (most,)
-        ).fetchall()
+        rows = self._journal.rows(
+            "SELECT record FROM history ORDER BY round_number DESC LIMIT ?", most
+        )
         return [json.loads(record) for (record,) in reversed(rows)]
 
     def _sweep(self) -> None:
         """Remove what an interrupted write or transfer left behind."""
         for directory in (self._vectors, self._outbox, self._replicas):
             for path in directory.glob(f"*{TEMPORARY_SUFFIX}"):
-                path.unlink()
+                with naming(path):
+                    path.unlink()
+        # A replica that no row names was never part of a round. While the daemon runs, it may
+        # be one that is about to be.
+        named = {
+            self._replica_path(site, slot)
+            for site, slot in self._journal.rows("SELECT site, slot FROM replicas")
+        }
+        for path in self._replicas.glob("*.f32"):
+            if path not in named:
+                with naming(path):
+                    path.unlink()
         self.collect_garbage()
 
     def collect_garbage(self) -> None:
         """Remove vectors and ciphertexts that no row names any more."""
-        named = {
-            digest.hex()
-            for row in self._database.execute("SELECT model, replica, optimiser FROM generations")
-            for digest in row
+        vectors = {digest.hex() for g in self._generations() for digest in g.vectors()}
+        sequences = {
+            str(number) for (number,) in self._journal.rows("SELECT sequence FROM envelopes")
         }
         for path in self._vectors.glob("*.f32"):
-            if path.stem not in named:
+            if path.stem not in vectors:
                 self._spare_vectors.give(path)
-        sequences = {
-            str(sequence)
-            for (sequence,) in self._database.execute("SELECT sequence FROM envelopes")
-        }
         for path in self._outbox.glob("*.sealed"):
             if path.stem not in sequences:
                 self._spare_ciphertexts.give(path)

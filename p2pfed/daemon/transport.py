@@ -12,8 +12,10 @@ from typing import Literal, Protocol
 import trio
 
 from p2pfed.errors import TransportError
+from p2pfed.topology.file import relay_of
 
 READ_BYTES = 131_072  # what one read asks for; small reads cost a library call each
+ANOTHER_KEY = "another key answers there"  # in a failed dial's reason
 Direction = Literal["inbound", "outbound"]
 
 
@@ -24,6 +26,27 @@ class ConnectionPath:
     address: str
     direction: Direction
     since_seconds: float
+
+    @property
+    def relay(self) -> str | None:
+        """The peer id of the member that relays it, or None where it is direct."""
+        return relay_of(self.address)
+
+
+@dataclass(frozen=True, slots=True)
+class RelayTerms:
+    """What a site that relays for others allows.
+
+    :ivar circuits: at the same time, of all members together.
+    :ivar circuit_bytes: of one circuit, in each direction; then it is cut.
+    :ivar circuit_seconds: for which one circuit lasts; then it is cut.
+    :ivar bytes_per_second: of all circuits together.
+    """
+
+    circuits: int
+    circuit_bytes: int
+    circuit_seconds: int
+    bytes_per_second: float
 
 
 class Stream(abc.ABC):
@@ -97,10 +120,28 @@ class Transport(abc.ABC):
 
     @abc.abstractmethod
     async def dial(self, peer_id: str, address: str, timeout_seconds: float) -> None:
-        """Connect to ``peer_id`` at a multiaddr, unless it is connected already.
+        """Connect to ``peer_id`` at a multiaddr, unless it is connected already; a direct
+        address is tried, and takes over, also where it is connected through a relay.
+
+        At ``/p2p/RELAY/p2p-circuit`` the peer is reached through RELAY, which has to be connected
+        directly.
 
         :raises TransportError: refused, timed out, or another key answered.
         """
+
+    def relay_for_others(self, terms: RelayTerms) -> None:  # noqa: ARG002 - nothing to do them by
+        """Carry circuits between members from now on.
+
+        :raises TransportError: this transport has no relays.
+        """
+        raise TransportError("this transport does not relay")
+
+    async def reserve(self, relay: str, timeout_seconds: float) -> None:  # noqa: ARG002 - as above
+        """Have a directly connected member accept circuits to this peer, for some minutes.
+
+        :raises TransportError: it does not relay, or refuses, or this transport has no relays.
+        """
+        raise TransportError("this transport has no relays")
 
     @abc.abstractmethod
     async def open_stream(self, peer_id: str, protocol: str) -> Stream: ...

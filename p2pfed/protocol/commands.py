@@ -119,11 +119,13 @@ class Quarantine:
 
 @dataclass(frozen=True, slots=True)
 class AggregationInput:
-    """``weight`` is the mixing weight of the edge, ``staleness`` in rounds."""
+    """``weight`` is the mixing weight of the edge, ``staleness`` in rounds. ``returning``: it
+    was left out for some rounds, and has not been near since."""
 
     site: str
     weight: float
     staleness: int
+    returning: bool = False
 
 
 @dataclass(frozen=True, slots=True)

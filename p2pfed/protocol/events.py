@@ -155,7 +155,10 @@ class EquivocationHeard:
 
 @dataclass(frozen=True, slots=True)
 class AggregationFinished:
+    """``returned`` are those returning neighbours whose models are near again."""
+
     round_number: int
+    returned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,9 @@ CODEC_BLOCK_PARAMETERS = 4096  # parameters that share one scale
 
 ROUND_WINDOW = 2  # rounds ahead of the federation's median from which a delta is taken
 MAX_PENDING_PER_NEIGHBOUR = 2  # received deltas that wait for their round
+ABSENT_ROUNDS = 2  # a neighbour that was left out for so many in a row is returning afterwards,
+RETURNING_ROUNDS = 64  # for so many at most,
+RETURNING_COST = 8  # each of which takes so many ordinary rounds to be allowed again
 RETAINED_DELTAS = 8  # own envelopes kept on disk for neighbours that missed one
 RELAYED_SITES = 64  # members whose headers a peer passes on: the nearest in the topology
 HEADER_LOG_ROUNDS = 64  # the newest of each member; older deltas are applied by nobody

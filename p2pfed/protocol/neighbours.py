@@ -60,6 +60,9 @@ class Neighbour:
     excluded_in_round: int | None = None  # the aggregation rule refused its replica
     repair_later: bool = False
     rejected_in_round: int | None = None  # a payload of it was not what its header promised
+    absent_rounds: int = 0  # left out in so many rounds in a row
+    returning: bool = False  # it was away, and its model has not been near since
+    patience: int = limits.RETURNING_ROUNDS * limits.RETURNING_COST  # with its being far away
 
     def delivered(self, round_number: int) -> bool:
         return self.held.round_number >= round_number and self.usable(round_number)
@@ -76,6 +79,24 @@ class Neighbour:
     def failed_in(self, round_number: int) -> bool:
         """Whether what it sent for the round was of no use: nothing better will come."""
         return round_number in (self.excluded_in_round, self.rejected_in_round)
+
+    def left_out(self) -> None:
+        """A round was closed without it."""
+        self.absent_rounds += 1
+        self.returning |= self.absent_rounds >= limits.ABSENT_ROUNDS
+
+    def counted(self) -> bool:
+        """A round is closed with it; whether it is still returning.
+
+        Patience is limited, and grows again slowly: who only pretends to have been away is
+        believed in one of RETURNING_COST + 1 rounds.
+        """
+        self.absent_rounds = 0
+        self.returning &= self.patience >= limits.RETURNING_COST
+        most = limits.RETURNING_ROUNDS * limits.RETURNING_COST
+        self.patience += -limits.RETURNING_COST if self.returning else 1
+        self.patience = min(self.patience, most)
+        return self.returning
 
     def idle(self) -> bool:
         """Whether nothing of it is on the way or waiting to be applied."""

@@ -568,10 +568,13 @@ class RoundEngine:
             staleness = max(0, self.round_number - neighbour.held.round_number)
             if neighbour.usable(self.round_number) and staleness <= self._plan.max_staleness:
                 inputs.append(
-                    do.AggregationInput(neighbour.site, weights[neighbour.site], staleness)
+                    do.AggregationInput(
+                        neighbour.site, weights[neighbour.site], staleness, neighbour.counted()
+                    )
                 )
             else:
                 left_out.append(neighbour.site)
+                neighbour.left_out()
         self.phase = Phase.AGGREGATING
         self._commands.append(do.CancelTimer(on.Timer.DEADLINE))
         self._commands.append(do.CancelTimer(on.Timer.GRACE))
@@ -595,6 +598,8 @@ class RoundEngine:
                 self._aggregate(self._of_this_round())
             case on.AggregationFinished():
                 self._require(Phase.AGGREGATING)
+                for site in event.returned:
+                    self.neighbours[site].returning = False
                 self.phase = Phase.COMMITTING
                 self._commands.append(do.CommitRound(self.round_number))
             case on.RoundCommitted():

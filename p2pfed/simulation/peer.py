@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from p2pfed.aggregation import NeighbourModel
+from p2pfed.aggregation import NeighbourModel, distance
 from p2pfed.errors import AggregationError, AuthenticationError
 from p2pfed.keys import Identity
 from p2pfed.protocol import commands as do
@@ -479,7 +479,7 @@ class SimulatedPeer:
     def _check_norm(self, norm: float) -> None:
         if len(self._delta_norms) >= NORM_SAMPLES_NEEDED:
             bound = NORM_BOUND_FACTOR * statistics.median(self._delta_norms)
-            if bound > 0 and norm > bound:
+            if norm > max(bound, float(np.linalg.norm(self.own_replica))):
                 raise AuthenticationError("its norm is beyond the bound")
         if math.isfinite(norm):
             self._delta_norms.append(norm)
@@ -487,16 +487,17 @@ class SimulatedPeer:
     def _aggregate(self, command: do.Aggregate) -> None:
         self.federation.checkers.aggregates(self, command)
         models = [
-            NeighbourModel(one.site, self.replicas[one.site].vector, one.weight)
+            NeighbourModel(one.site, self.replicas[one.site].vector, one.weight, one.returning)
             for one in command.inputs
         ]
+        update_norm = distance(self.trained, self.model)
         mixing = self.federation.mixing
         # A liar goes on from what it knows to be true.
         own = self.trained if self.behaviour.hostile else self.own_replica
         mixed = np.empty_like(own)
         try:
             outcome = mixing.aggregate(
-                command.round_number, self.plan.total_rounds, own, models, mixed
+                command.round_number, self.plan.total_rounds, own, models, mixed, update_norm
             )
         except AggregationError as error:
             self.handle(on.AggregationFailed(command.round_number, error.site, str(error)))
@@ -504,7 +505,7 @@ class SimulatedPeer:
         self.notices["dropped"] += len(outcome.dropped)
         step = np.float32(mixing.step)
         self._mixed = self.trained + step * (mixed - own)
-        self.handle(on.AggregationFinished(command.round_number))
+        self.handle(on.AggregationFinished(command.round_number, outcome.returned))
 
     def _commit(self, round_number: int) -> None:
         self.model = self._mixed

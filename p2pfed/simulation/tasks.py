@@ -73,17 +73,9 @@ class SimulatedTask:
 
 
 def digits(sites: int, concentration: float, seed: int) -> SimulatedTask:
-    """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn carries.
+    """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn carries."""
+    from sklearn.datasets import load_digits  # noqa: PLC0415 - not needed by a daemon
 
-    :raises UsageError: scikit-learn is not installed.
-    """
-    try:
-        from sklearn.datasets import load_digits  # noqa: PLC0415 - not needed by a daemon
-    except ImportError:
-        raise UsageError(
-            "the digits come with scikit-learn, which is not installed; install it with "
-            "pip install scikit-learn, or take the synthetic task"
-        ) from None
     bundle = load_digits()
     features = (bundle.data / 16.0).astype(np.float32)
     labels = bundle.target.astype(np.int64)

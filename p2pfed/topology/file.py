@@ -75,7 +75,25 @@ def check_address(text: str) -> str:
     return text
 
 
+def circuit_address(relay: str) -> str:
+    """The multiaddr at which a peer is reached through a relay, a peer id (libp2p
+    specifications, relay/circuit-v2)."""
+    return f"/p2p/{relay}/p2p-circuit"
+
+
+def relay_of(address: str) -> str | None:
+    """The relay of such an address; None of a direct one."""
+    parts = address.split("/")
+    is_circuit = len(parts) == 4 and parts[:2] == ["", "p2p"] and parts[3] == "p2p-circuit"
+    return parts[2] if is_circuit else None
+
+
 def _dialled_address(text: str) -> str:
+    relay = relay_of(text)
+    if relay is not None:
+        return circuit_address(_peer_id(relay))
+    if text.endswith("/p2p-circuit"):
+        raise ValueError("write /p2p/PEER-ID/p2p-circuit alone; the relay is a member itself")
     if check_address(text).endswith("/tcp/0"):
         raise ValueError("port 0 cannot be dialled; write the port that the site listens on")
     return text
@@ -162,8 +180,9 @@ class Peer(Settings):
         "Its libp2p peer id, instead of key.", reload=True, default=None
     )
     addresses: Annotated[tuple[DialledAddress, ...], BeforeValidator(_as_tuple)] = field(
-        "Multiaddrs it can be dialled at, at most 8. Default empty: it only dials out, or is "
-        "found on the local network.",
+        "Multiaddrs it can be dialled at, at most 8; /p2p/PEER-ID/p2p-circuit where another "
+        "member relays, or with its own peer id where it relays for others. Default empty: it "
+        "only dials out, or is found on the local network.",
         reload=True,
         default=(),
         max_length=MAX_ADDRESSES,

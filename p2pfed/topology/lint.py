@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from p2pfed.protocol.codecs import get_codec
 from p2pfed.rules_catalogue import RULES, asks_for_b, describe, tolerates
+from p2pfed.topology.file import Peer, relay_of
 from p2pfed.topology.resilience import (
     BREAKDOWN_FRACTION,
     CLIPPING_FRACTION,
@@ -258,13 +259,32 @@ def _some(names: Sequence[str], count: int) -> str:
 
 
 def _address_warnings(topology: Topology, union: "nx.Graph") -> list[str]:
-    silent = {peer.name for peer in topology.file.peers if not peer.addresses}
-    pairs = sorted(tuple(sorted(pair)) for pair in union.edges if silent.issuperset(pair))
-    if not pairs:
-        return []
-    listed = "; ".join(f"{a} and {b}" for a, b in pairs[:LISTED_SITES])
-    more = f"; and {len(pairs) - LISTED_SITES} pairs more" if len(pairs) > LISTED_SITES else ""
-    return [
-        f"neighbours without an address at either end find each other only on a local network: "
-        f"{listed}{more}"
+    """Of edges that neither end can make, and relays that nobody can reach. Who may relay is in
+    site files; what the topology file says of it is taken at its word."""
+    peers = topology.file.peers
+    direct = {p.name for p in peers if any(relay_of(each) is None for each in p.addresses)}
+    relays = {p.peer_id_text: _relays_of(p) for p in peers}
+    offered = {peer_id for peer_id, through in relays.items() if peer_id in through}
+    through_others = {p.name for p in peers if relays[p.peer_id_text] - {p.peer_id_text}}
+    used = set().union(*relays.values())
+    warnings = [
+        f"{p.name} is to relay, but has no address at which it can be dialled"
+        for p in peers
+        if p.peer_id_text in used and p.name not in direct
     ]
+    silent = set(topology.names) - direct - through_others
+    pairs = sorted(
+        tuple(sorted(pair)) for pair in union.edges if not offered and silent.issuperset(pair)
+    )
+    if pairs:
+        listed = "; ".join(f"{a} and {b}" for a, b in pairs[:LISTED_SITES])
+        more = f"; and {len(pairs) - LISTED_SITES} pairs more" if len(pairs) > LISTED_SITES else ""
+        warnings.append(
+            "neighbours without an address at either end find each other only on a local "
+            f"network, or through a member that relays: {listed}{more}"
+        )
+    return warnings
+
+
+def _relays_of(peer: Peer) -> set[str]:
+    return {relay for relay in map(relay_of, peer.addresses) if relay is not None}

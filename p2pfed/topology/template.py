@@ -65,7 +65,8 @@ missing = "centre"
 _ABOUT_PEERS = """
 # One block a site, as p2pfed init printed it there. addresses are where the others can dial it,
 # for example "/ip4/192.0.2.10/tcp/7400" or "/dns/p2pfed.hospital.example/tcp/7400"; empty if it
-# only dials out, or is found on the local network.
+# only dials out, or is found on the local network. One of two neighbours needs an address, or
+# both need a member that relays: see NETWORK.md.
 """
 _PEER = """\
 [[peer]]

@@ -19,6 +19,7 @@ from p2pfed.topology.file import (
     Graph,
     Peer,
     TopologyFile,
+    relay_of,
 )
 from p2pfed.topology.graphs import TIME_VARYING, build_graph, period
 from p2pfed.topology.relays import Relays, header_relays
@@ -191,7 +192,7 @@ def parse_topology(document: dict[str, Any], path: Path) -> Topology:
             ]
         )
     file = validate(TopologyFile, document, path)
-    problems = _check_peers(file, path) + _check_edges(file, path)
+    problems = _check_peers(file, path) + _check_circuits(file, path) + _check_edges(file, path)
     if not problems:
         problems = _check_graph(file, path)
     if problems:
@@ -227,6 +228,22 @@ def _check_peers(file: TopologyFile, path: Path) -> list[Problem]:
         names.setdefault(peer.name, index)
         keys.setdefault(peer.public_key, index)
     return problems
+
+
+def _check_circuits(file: TopologyFile, path: Path) -> list[Problem]:
+    members = {peer.peer_id_text for peer in file.peers}
+    return [
+        Problem(
+            path,
+            f"peer[{index}].addresses[{position}]",
+            repr(address),
+            "the relay is no peer of this file",
+            "only members relay; add it, or mend its peer id",
+        )
+        for index, peer in enumerate(file.peers)
+        for position, address in enumerate(peer.addresses)
+        if relay_of(address) not in {None, *members}
+    ]
 
 
 def _check_edges(file: TopologyFile, path: Path) -> list[Problem]:

@@ -549,3 +549,59 @@ def test_who_catches_up_on_a_graph_that_varies_has_the_neighbours_of_its_new_rou
     peer.handle(on.TrainingFinished(0), 1.0)
     assert peer.round_number == 3
     assert "c" in peer.neighbours
+
+
+def one_round(peer: RoundEngine, number: int, absent: str = "") -> do.Aggregate:
+    """Close a round without some neighbours, and begin the next."""
+    at = 100.0 * number
+    if number:
+        peer.handle(on.TrainingFinished(number), at + 1.0)
+        peer.handle(on.Published(signed("a", number)), at + 2.0)
+    commands: list[do.Command] = []
+    for site in "bcd":
+        if site not in absent:
+            held = peer.neighbours[site].held.replica
+            commands += deliver(peer, signed(site, number, before=held), at + 3.0)
+    if absent:
+        commands += peer.handle(on.TimerFired(on.Timer.DEADLINE), at + 70.0)
+    [aggregate] = [command for command in commands if isinstance(command, do.Aggregate)]
+    return aggregate
+
+
+def close(peer: RoundEngine, number: int, returned: tuple[str, ...] = ()) -> None:
+    peer.handle(on.AggregationFinished(number, returned), 100.0 * number + 80.0)
+    peer.handle(on.RoundCommitted(number), 100.0 * number + 81.0)
+
+
+def returning(aggregate: do.Aggregate) -> list[str]:
+    return [one.site for one in aggregate.inputs if one.returning]
+
+
+def test_a_neighbour_that_was_away_is_returning_until_it_is_near_again() -> None:
+    peer = collecting("bcd", max_staleness=0)
+    for number in range(2):
+        assert one_round(peer, number, absent="d").left_out == ("d",)
+        close(peer, number)
+    for number in range(2, 5):
+        assert returning(one_round(peer, number)) == ["d"]
+        close(peer, number, returned=("d",) if number == 4 else ())
+    assert returning(one_round(peer, 5)) == []
+
+
+def test_one_missed_round_makes_nobody_returning() -> None:
+    peer = collecting("bcd", max_staleness=0)
+    assert one_round(peer, 0, absent="d").left_out == ("d",)
+    close(peer, 0)
+    assert returning(one_round(peer, 1)) == []
+
+
+def test_patience_with_who_keeps_going_away_and_stays_far_is_limited() -> None:
+    peer = collecting("bcd", max_staleness=0)
+    believed = 0
+    for number in range(600):
+        away = number % 10 < limits.ABSENT_ROUNDS
+        believed += len(returning(one_round(peer, number, absent="d" if away else "")))
+        close(peer, number)
+    assert believed <= limits.RETURNING_ROUNDS + 600 // limits.RETURNING_COST
+    # Once it has shown itself for long enough, an absence is believed again.
+    assert believed > limits.RETURNING_ROUNDS

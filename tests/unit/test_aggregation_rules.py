@@ -1,6 +1,7 @@
 """The aggregation rules against plain float64 references, and what each must never do."""
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -193,3 +194,32 @@ def test_a_selection_network_is_smaller_and_still_finds_its_ranks() -> None:
                 if values[low] > values[high]:
                     values[[low, high]] = values[[high, low]]
             np.testing.assert_array_equal(values[first : last + 1], wanted)
+
+
+def far_and_near(returning: bool) -> list[NeighbourModel]:
+    near = [
+        NeighbourModel(name, np.full(4, 0.5 * value, np.float32), 0.2)
+        for name, value in (("a", 1.0), ("b", -1.0), ("c", 1.0))
+    ]
+    return [*near, NeighbourModel("d", np.full(4, 50.0, np.float32), 0.2, returning)]
+
+
+@pytest.mark.parametrize("rule", ["median_clipping", "clipped_gossip"])
+def test_a_returning_neighbour_pulls_by_at_least_the_floor_and_is_not_dropped(rule: str) -> None:
+    own, out = np.zeros(4, np.float32), np.empty(4, np.float32)
+    settings = {"floor": 10.0, "byzantine_neighbours": 1}
+    outcome = aggregate(rule, own, far_and_near(returning=False), out, **settings)
+    assert outcome.dropped == ("d",)
+    np.testing.assert_allclose(out, 0.1)
+    outcome = aggregate(rule, own, far_and_near(returning=True), out, **settings)
+    assert outcome.dropped == outcome.returned == ()
+    # 0.2 of a vector of length 10 along (1, 1, 1, 1)
+    np.testing.assert_allclose(out, 0.1 + 0.2 * 5.0, rtol=1e-6)
+
+
+def test_a_returning_neighbour_within_reach_counts_whole_and_has_returned() -> None:
+    own, out = np.zeros(4, np.float32), np.empty(4, np.float32)
+    models = [replace(one, returning=one.name == "c") for one in far_and_near(returning=False)]
+    outcome = aggregate("median_clipping", own, models, out, floor=10.0)
+    assert outcome.returned == ("c",)
+    assert outcome.weights["c"] == 0.2
