@@ -51,6 +51,11 @@ class AddressBook:
         self._records[peer_id] = (parsed, record)
         return peer_id
 
+    def newest_sequence(self, peer_id: str) -> int:
+        """The number of a member's newest signed addresses; -1 where none are known."""
+        known = self._records.get(peer_id)
+        return known[0].sequence if known is not None else -1
+
     def learn_hint(self, peer_id: str, address: str) -> bool:
         """Take an address seen on the local network; True if it was news of a member."""
         hints = self._hints.setdefault(peer_id, []) if peer_id in self._listed else None

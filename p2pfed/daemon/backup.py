@@ -34,7 +34,7 @@ from p2pfed.daemon.durable_files import (
     publish_file,
     sync_directory,
 )
-from p2pfed.daemon.store import JOURNAL_NAME, SCHEMA_VERSION, Store
+from p2pfed.daemon.store import JOURNAL_NAME, RESTORED_MARK, SCHEMA_VERSION, Store
 from p2pfed.errors import DamagedStateError, StoreError
 from p2pfed.keys import ENCRYPTION_FILE_NAME, IDENTITY_FILE_NAME, Identity, load_identity
 from p2pfed.protocol.digests import vector_hasher
@@ -42,7 +42,6 @@ from p2pfed.settings import Settings
 
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST_NAME = "manifest.json"
-MARK = "restored"  # key in the journal's table meta; the value is the time of the copy, in s
 MAX_MANIFEST_BYTES = 1 << 20
 COPY_BYTES = 1 << 20
 ATTEMPTS = 20  # a daemon that does a round in less time than the copy takes moves on meanwhile
@@ -243,7 +242,8 @@ def mark(database: sqlite3.Connection) -> tuple[int, set[bytes]]:
         database.execute("UPDATE generations SET round_number = ?, published = 0", (round_number,))
     database.execute("DELETE FROM envelopes")
     database.execute(
-        "INSERT OR REPLACE INTO meta VALUES (?, ?)", (MARK, str(int(time.time())).encode())
+        "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+        (RESTORED_MARK, str(int(time.time())).encode()),
     )
     database.execute("COMMIT")
     return round_number, digests
@@ -421,14 +421,12 @@ def _check_state(state: Path, manifest: Manifest) -> None:
     """
     store = Store(state)
     try:
-        found = store.generation()
-        with closing(_connect(str(state / JOURNAL_NAME))) as database:
-            row = database.execute("SELECT value FROM meta WHERE key = ?", (MARK,)).fetchone()
+        found, marked = store.generation(), store.restored()
     finally:
         store.close()
     listed = {Path(m.name).stem for m in manifest.members if m.name.startswith(_VECTORS)}
     named = {d.hex() for d in (found.model, found.replica, found.optimiser)} if found else set()
-    if row is None or listed != named or (found is not None and found.published):
+    if not marked or listed != named or (found is not None and found.published):
         raise DamagedStateError("the journal in the backup is not one that p2pfed backup made")
     sync_directory(state / _VECTORS)
     sync_directory(state)

@@ -209,6 +209,7 @@ class Daemon:
                 generation.round_number if generation else 0,
                 work.own_digest,
                 self.store.last_published(),
+                self.store.restored(),
             ),
             work.replica_states(),
             retained,
@@ -271,6 +272,7 @@ class Daemon:
             own_name=self._name,
             certificate=issue_certificate(self.identity),
             address_record=issue_address_record(self.identity, 0, ()),
+            outbid=self._outbid_addresses,
         )
         self._transport = self._make_transport(self.identity, self.site.file.listen.addresses, self)
         self._transport.set_roster(self._roster())
@@ -326,6 +328,13 @@ class Daemon:
         self._membership.announce(record)
         for peer_id in self._neighbour_ids():
             self._links.post(peer_id, AddressRecordNotice(record))
+
+    def _outbid_addresses(self, sequence: int) -> None:
+        """Sign the addresses anew where a record of an earlier life of this site would hide them
+        from everybody: the clock that numbered it was ahead."""
+        if sequence > self._address_sequence:
+            self._address_sequence = sequence
+            self._announce()
 
     def _relays_changed(self) -> None:
         self._announce()

@@ -23,6 +23,15 @@ def _own(status: Status) -> list[HealthLine]:
         lines.append(
             HealthLine("error", f"training fails: {status.trainer.last_error}", "p2pfed log")
         )
+    if status.storage_error is not None:
+        lines.append(
+            HealthLine(
+                "error",
+                f"the state cannot be written, so no round is done: {status.storage_error}; it is "
+                "tried again until it can",
+                "p2pfed log",
+            )
+        )
     waiting_too_long = (
         status.round.phase == "collecting"
         and status.round.deadline_in_seconds is not None
@@ -34,6 +43,14 @@ def _own(status: Status) -> list[HealthLine]:
                 "error",
                 f"round {status.round.number} lacks its quorum: {status.round.delivered} of "
                 f"{status.round.expected} neighbours delivered",
+                "p2pfed peers",
+            )
+        )
+    if status.round.phase == "asking":
+        lines.append(
+            HealthLine(
+                "warning",
+                "the state was restored; this site asks its neighbours which rounds it has signed",
                 "p2pfed peers",
             )
         )

@@ -1,12 +1,13 @@
 """Logging through structlog: text on a terminal, JSON lines otherwise, and a bounded memory of
 recent lines for ``p2pfed log``. Weights, records and keys are never rendered."""
 
+import contextlib
 import json
 import logging
 import sys
 from collections import deque
 from collections.abc import Callable, MutableMapping
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -15,6 +16,22 @@ MAX_LINE_CHARACTERS = 4000
 MAX_RENDERED_BYTES = 64
 SECRET_WORDS = ("secret", "seed", "private", "password", "token", "payload_key")
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+class _Console:
+    """The standard error stream, which may be gone or full: a line that it does not take is
+    lost there and kept by :class:`RecentLines`, and ends nothing."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 class RecentLines:
@@ -71,7 +88,7 @@ def configure(level: str, style: str, recent: RecentLines) -> None:
     structlog.configure(
         processors=[*shared, render],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Console(sys.stderr))),
         cache_logger_on_first_use=False,
     )
     handler = _ToStructlog()

@@ -3,6 +3,8 @@
 The handler of the links. What concerns rounds is handed to the runtime as events.
 """
 
+from collections.abc import Callable
+
 import structlog
 
 from p2pfed import __version__
@@ -10,7 +12,7 @@ from p2pfed.daemon.addresses import AddressBook
 from p2pfed.daemon.links import Links
 from p2pfed.daemon.runtime import Runtime
 from p2pfed.errors import RemoteProtocolError
-from p2pfed.keys import peer_id_from_public_key
+from p2pfed.keys import peer_id_from_public_key, public_key_from_peer_id
 from p2pfed.protocol import events as on
 from p2pfed.protocol import limits
 from p2pfed.protocol.evidence import verify_equivocation
@@ -41,6 +43,7 @@ class Membership:
     :param own_name: this site's name.
     :param certificate: this site's signed encryption key.
     :param address_record: this site's signed addresses.
+    :param outbid: told the number of an address record of this site's own that somebody holds.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Membership:
         own_name: str,
         certificate: bytes,
         address_record: bytes,
+        outbid: Callable[[int], None],
     ) -> None:
         self._runtime = runtime
         self._topology = topology
@@ -59,6 +63,7 @@ class Membership:
         self._own_name = own_name
         self._certificate = certificate
         self._address_record = address_record
+        self._outbid = outbid
         self.links: Links
 
     def change_topology(self, topology: Topology) -> None:
@@ -153,6 +158,13 @@ class Membership:
                 hello.published_round,
             )
         )
+        self._show_its_newest(peer_id)
+
+    def _show_its_newest(self, peer_id: str) -> None:
+        """Tell a neighbour the newest round that it has signed: its state may be an old one."""
+        newest = self._runtime.headers.newest(public_key_from_peer_id(peer_id))
+        if newest is not None:
+            self.links.post(peer_id, HeaderNotice(newest.encoded, newest.signature))
 
     def link_down(self, peer_id: str, reason: str) -> None:
         log.info("link down", site=self.name_of(peer_id), reason=reason)
@@ -184,7 +196,9 @@ class Membership:
             raise RemoteProtocolError("only delta headers are passed on")
         if sender is None or signed.header.federation_id != self._runtime.plan.federation_id:
             return  # of somebody who was a member until a moment ago
-        if sender.name != self._own_name:
+        if sender.name == self._own_name:
+            self._runtime.dispatch(on.OwnHeaderHeard(heard_from, signed))
+        else:
             self._runtime.dispatch(on.HeaderHeard(heard_from, sender.name, signed))
 
     def _take_proof(self, heard_from: str, proof: EquivocationProof) -> None:
@@ -200,6 +214,9 @@ class Membership:
     def _learn_addresses(self, heard_from: str, record: bytes) -> None:
         news = self._book.learn_record(record)
         if news is None:
+            return
+        if news == self._topology.peer(self._own_name).peer_id_text:
+            self._outbid(self._book.newest_sequence(news))
             return
         self.links.nudge(news)
         for site in self._runtime.engine.neighbours:

@@ -102,7 +102,9 @@ class Outbox:
             )
             try:
                 outcome = await send_envelope(self._transport, peer_id, offer, item.ciphertext)
-            except TransportError as error:
+            except FileNotFoundError:
+                return  # so old that it is not retained any more
+            except (TransportError, OSError) as error:
                 log.info("transfer failed", peer=peer_id, attempt=attempt, reason=str(error))
                 if attempt == ATTEMPTS:
                     # A link that carries nothing is none; the next hello starts the repair.
@@ -111,8 +113,6 @@ class Outbox:
                 await trio.sleep(pause_seconds)
                 pause_seconds *= 2
                 continue
-            except FileNotFoundError:
-                return  # so old that it is not retained any more
             self._on_sent(peer_id, item.signed, outcome)
             return
 

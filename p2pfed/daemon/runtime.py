@@ -21,7 +21,13 @@ from p2pfed.daemon.round_times import RoundTimes
 from p2pfed.daemon.round_work import Mixed, RoundWork
 from p2pfed.daemon.store import Store
 from p2pfed.daemon.trainer import Trainer
-from p2pfed.errors import AggregationError, RemoteProtocolError, TrainingError
+from p2pfed.errors import (
+    AggregationError,
+    DamagedStateError,
+    RemoteProtocolError,
+    StoreError,
+    TrainingError,
+)
 from p2pfed.protocol import commands as do
 from p2pfed.protocol import events as on
 from p2pfed.protocol.evidence import HeaderLog
@@ -35,6 +41,8 @@ log = structlog.get_logger(__name__)
 
 HEAVY_THREADS = 2  # vector work at a time; more would only share the same memory bandwidth
 KEPT_NOTICES = 64
+FIRST_STORAGE_RETRY_SECONDS = 0.5
+MAX_STORAGE_RETRY_SECONDS = 10.0
 
 T = TypeVar("T")
 
@@ -100,6 +108,7 @@ class Runtime:
         generation = store.generation()
         self.model_digest = generation.model if generation is not None else work.genesis_digest
         self.degraded = False
+        self.storage_error: str | None = None
         self.rounds_done = 0
         self.deltas_accepted = 0
         self.deltas_rejected: Counter[str] = Counter()
@@ -112,12 +121,13 @@ class Runtime:
         self._one_job = trio.Lock()  # the store and the vectors take one caller at a time
         self._answer: do.AnswerOffer | None = None
         self._sealing: set[str] = set()  # sites that a snapshot is being made for
+        self._stop_requested = trio.Event()
         self._nursery: trio.Nursery
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run rounds until the engine halts.
 
-        :raises StoreError: the state cannot be written; the round is lost, nothing else.
+        :raises DamagedStateError: what is stored is not what was stored.
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -134,6 +144,8 @@ class Runtime:
         """Tell the engine what happened and start what follows from it; nothing once halted."""
         if self.halted.is_set():
             return
+        if isinstance(event, on.StopRequested):
+            self._stop_requested.set()
         now = trio.current_time()
         commands = self.engine.handle(event, now)
         self.times.entered(self.engine.phase, now)
@@ -215,6 +227,38 @@ class Runtime:
         async with self._one_job:
             return await self.offload(job)
 
+    async def _until_stored(self, job: Callable[[], T]) -> T:
+        """Vector work that ends on the disk, tried again until the disk takes it.
+
+        A full or failing disk costs this site rounds and nothing else: what is tried again was
+        not committed, so no neighbour has heard of it. Where the operator stops the daemon
+        meanwhile, it ends as it would have by a crash, and resumes likewise.
+
+        :raises DamagedStateError: no further attempt would mend it.
+        """
+        pause_seconds = FIRST_STORAGE_RETRY_SECONDS
+        while True:
+            try:
+                result = await self._in_thread(job)
+            except DamagedStateError:
+                raise
+            except (StoreError, OSError) as error:
+                self.storage_error = str(error)
+                log.error(  # noqa: TRY400 - the reason says it all
+                    "the state cannot be written; it is tried again",
+                    reason=str(error),
+                    pause_seconds=pause_seconds,
+                )
+                self.changed()
+            else:
+                self.storage_error = None
+                return result
+            with trio.move_on_after(pause_seconds):
+                await self._stop_requested.wait()
+                self.halted.set()
+                await trio.sleep_forever()
+            pause_seconds = min(2 * pause_seconds, MAX_STORAGE_RETRY_SECONDS)
+
     async def _train(self, command: do.Train) -> None:
         try:
             trained = await self.trainer.train(command.round_number, command.local_steps)
@@ -232,7 +276,7 @@ class Runtime:
             self.trainer.parameters_out,
             self.trainer.optimiser_out,
         )
-        item = await self._in_thread(job)
+        item = await self._until_stored(job)
         self.dispatch(on.Published(item.signed))
         self._nursery.start_soon(self._evaluate_trained)
 
@@ -254,7 +298,7 @@ class Runtime:
             return  # one is on its way; what it lacks, the next offer shows
         self._sealing.add(site)
         try:
-            item = await self._in_thread(
+            item = await self._until_stored(
                 partial(self.work.snapshot, published, self.plan, self.store.snapshot_path())
             )
         finally:
@@ -265,7 +309,7 @@ class Runtime:
         received = self._received.pop(signed.digest)
         try:
             with received:
-                await self._in_thread(partial(self.work.apply, site, signed, received.chunks()))
+                await self._until_stored(lambda: self.work.apply(site, signed, received.chunks()))
         except RemoteProtocolError as error:
             self.dispatch(on.PayloadRejected(site, signed, str(error)))
             return
@@ -290,13 +334,13 @@ class Runtime:
             site=site,
             round=first.header.round_number,
         )
-        await self._in_thread(partial(self.store.add_equivocation, site, first, second))
+        await self._until_stored(partial(self.store.add_equivocation, site, first, second))
         proof = EquivocationProof(first.encoded, first.signature, second.encoded, second.signature)
         self._flood(proof, except_site=site)
 
     async def _aggregate(self, command: do.Aggregate) -> None:
         try:
-            self._mixed = await self._in_thread(partial(self.work.mix, command, self.plan))
+            self._mixed = await self._until_stored(partial(self.work.mix, command, self.plan))
         except AggregationError as error:
             self.dispatch(on.AggregationFailed(command.round_number, error.site, str(error)))
             return
@@ -325,7 +369,7 @@ class Runtime:
             "after": self.metrics_after,
         }
         headers = self.headers.entries()
-        await self._in_thread(partial(self.work.commit, round_number, mixed, headers, record))
+        await self._until_stored(partial(self.work.commit, round_number, mixed, headers, record))
         self._mixed = None
         self.model_digest = mixed.digest
         self.rounds_done += 1

@@ -127,6 +127,7 @@ class Status:
     trainer: TrainerReport
     neighbours: list[NeighbourStatus]
     totals: Totals
+    storage_error: str | None = None
     health: list[HealthLine] = field(default_factory=list)
     schema_version: int = STATUS_SCHEMA_VERSION
 

@@ -67,9 +67,14 @@ class StatusBuilder:
                 self._neighbour(name) for name in self.topology.all_neighbours(self._site.file.name)
             ],
             totals=self._totals(),
+            storage_error=self._storage_error(),
         )
         status.health.extend(health_of(status))
         return status
+
+    def _storage_error(self) -> str | None:
+        error = self._runtime.storage_error
+        return f"{self._site.state_directory}: {error}" if error is not None else None
 
     def _site_status(self) -> SiteStatus:
         return SiteStatus(

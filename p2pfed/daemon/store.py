@@ -53,6 +53,8 @@ SPARE_VECTORS = 2  # of a model's size, to be overwritten
 SPARE_CIPHERTEXTS = 1
 KEPT_HISTORY_ROUNDS = 10_000  # rows of the round journal
 JOURNAL_NAME = "journal.sqlite"
+# Key in the table meta of a state that came back from a backup and has signed nothing since.
+RESTORED_MARK = "restored"
 
 __all__ = ["JOURNAL_NAME", "SCHEMA_VERSION", "Generation", "Store", "StoredReplica"]
 
@@ -278,6 +280,10 @@ class Store:
                         database.execute("DELETE FROM envelopes")
         return damaged
 
+    def restored(self) -> bool:
+        """Whether this peer may have signed rounds that this state does not know of."""
+        return bool(self._journal.rows("SELECT 1 FROM meta WHERE key = ?", RESTORED_MARK))
+
     def outbox_file(self, sequence: int, size_bytes: int) -> AbstractContextManager[PendingFile]:
         """The ciphertext of an own delta, to be written once and then never changed."""
         return durable_file(self.ciphertext_path(sequence), self._spare_ciphertexts, size_bytes)
@@ -313,6 +319,7 @@ class Store:
                 "(SELECT sequence FROM envelopes ORDER BY sequence DESC LIMIT ?)",
                 (limits.RETAINED_DELTAS,),
             )
+            database.execute("DELETE FROM meta WHERE key = ?", (RESTORED_MARK,))
 
     def commit_round(
         self,

@@ -159,6 +159,7 @@ class NoticeKind(StrEnum):
     DELTA_REJECTED = "delta_rejected"
     NEIGHBOUR_EXCLUDED = "neighbour_excluded"
     TRAINING_FAILED = "training_failed"
+    SIGNED_ELSEWHERE = "signed_elsewhere"
     FINISHED = "finished"
 
 

@@ -143,6 +143,15 @@ class HeaderHeard:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnHeaderHeard:
+    """``heard_from`` holds this delta header of this peer's own; its signature was verified. A
+    neighbour shows the newest that it has before the first heartbeat of a link."""
+
+    heard_from: str
+    signed: SignedHeader
+
+
+@dataclass(frozen=True, slots=True)
 class EquivocationHeard:
     """Verified proof, passed on by ``heard_from``, that ``sender`` signed two deltas for one
     round."""
@@ -195,6 +204,7 @@ Event = (
     | PayloadRejected
     | WantArrived
     | HeaderHeard
+    | OwnHeaderHeard
     | EquivocationHeard
     | AggregationFinished
     | AggregationFailed

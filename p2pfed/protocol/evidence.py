@@ -85,6 +85,11 @@ class HeaderLog:
         need not be verified again."""
         return digest in self._digests
 
+    def newest(self, sender: bytes) -> SignedHeader | None:
+        """The header of the latest round that is known of a sender's public key."""
+        rounds = self._rounds.get(sender)
+        return self._entries[sender, rounds[-1]] if rounds else None
+
     def __len__(self) -> int:
         return len(self._entries)
 

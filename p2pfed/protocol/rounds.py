@@ -28,6 +28,7 @@ from p2pfed.protocol.neighbours import (
     ReplicaState,
 )
 from p2pfed.protocol.plan import FederationPlan
+from p2pfed.protocol.signed_rounds import SignedRounds
 
 NO_HEADER = bytes(32)
 LINK_GRACE_SECONDS = 10.0  # a neighbour that just went down is still waited for this long,
@@ -37,6 +38,7 @@ TRAINING_RETRY_SECONDS = 5.0  # the shell restarts the trainer meanwhile
 
 class Phase(StrEnum):
     STARTING = "starting"
+    ASKING = "asking"  # a restored peer learns from its neighbours which rounds it has signed
     TRAINING = "training"
     PUBLISHING = "publishing"
     COLLECTING = "collecting"
@@ -57,11 +59,13 @@ class OwnState:
 
     ``published`` is the last own delta header. Where it belongs to ``round_number`` the round
     was published before the daemon ended, and goes on from there with the same bytes.
+    ``restored``: the state is older than what the peer has signed, or may be.
     """
 
     round_number: int
     replica: bytes
     published: SignedHeader | None
+    restored: bool = False
 
 
 @dataclass(slots=True)
@@ -115,6 +119,7 @@ class RoundEngine:
         self._headers = headers
         self._quarantined = set(quarantined)
         self._restored = dict(replicas)
+        self._signed_rounds = SignedRounds(asking=own.restored)
         self.neighbours: dict[str, Neighbour] = {}
         self.deadline_at_seconds: float | None = None
         self._deadline_passed = False
@@ -155,6 +160,8 @@ class RoundEngine:
                 self._repair(event)
             case on.HeaderHeard():
                 self._observe(event.sender, event.signed, event.heard_from)
+            case on.OwnHeaderHeard():
+                self._take_own_header(event.heard_from, event.signed)
             case on.EquivocationHeard():
                 self._quarantine(event.sender, event.first, event.second)
             case on.AggregationFinished() | on.AggregationFailed() | on.RoundCommitted():
@@ -192,10 +199,56 @@ class RoundEngine:
         self._require(Phase.STARTING)
         self._meet_neighbours(now)
         published = self.published
-        if published is not None and published.header.round_number == self.round_number:
+        if self._signed_rounds.asking:
+            self.phase = Phase.ASKING
+            until = now + self._plan.deadline_seconds
+            self._commands.append(do.SetTimer(on.Timer.DEADLINE, until))
+        elif published is not None and published.header.round_number == self.round_number:
             self._collect(now)
         else:
             self._begin_round(now)
+
+    def _stop_asking(self, now: float) -> None:
+        """Begin once every neighbour has shown what it holds, or, past the deadline, a quorum."""
+        if self.phase is not Phase.ASKING:
+            return
+        honest = {n.site for n in self.neighbours.values() if not n.quarantined}
+        heard = len(self._signed_rounds.reported & honest)
+        # Where the graph varies, the neighbours of other rounds may hold a newer header.
+        everybody = heard == len(honest) and not self._plan.time_varying
+        if not everybody and not (
+            self._deadline_passed and heard >= max(1, self._plan.quorum_of(len(honest)))
+        ):
+            return
+        self.round_number = self._signed_rounds.resume_at(
+            self.round_number, self._median_announced_round()
+        )
+        if self._plan.total_rounds:
+            self.round_number = min(self.round_number, self._plan.total_rounds)
+        self._commands.append(do.CancelTimer(on.Timer.DEADLINE))
+        self._notice(
+            do.NoticeKind.ROUND_SKIPPED,
+            None,
+            f"the state was restored; its first round is {self.round_number}, for no earlier one "
+            "is certain not to have been signed",
+        )
+        self._begin_round(now)
+
+    def _take_own_header(self, heard_from: str, signed: SignedHeader) -> None:
+        """Note a delta that this peer signed; one that it does not know of came from an older
+        or another copy of its state, and its round is never signed again."""
+        rounds, published = self._signed_rounds, self.published
+        last = published.header.round_number if published is not None else -1
+        if signed.header.round_number <= max(last, rounds.first_free - 1):
+            return
+        rounds.shown(signed)
+        if not rounds.asking:
+            self._notice(
+                do.NoticeKind.SIGNED_ELSEWHERE,
+                heard_from,
+                f"holds a delta of this site for round {signed.header.round_number} that this "
+                "state does not know: its state is old, or its key is in use elsewhere",
+            )
 
     def _meet_neighbours(self, now: float) -> None:
         """Bring the table of neighbours in line with the plan, keeping what is known."""
@@ -228,6 +281,7 @@ class RoundEngine:
         if self.phase is Phase.FINISHED:
             self._begin_round(now)
         else:
+            self._stop_asking(now)
             self._try_close(now)
 
     def _change_plan(self, now: float) -> None:
@@ -268,8 +322,11 @@ class RoundEngine:
                 self._require(Phase.TRAINING)
                 self._require_round(round_number)
                 self._catch_up(now)
+                if self._plan.total_rounds and self.round_number >= self._plan.total_rounds:
+                    self._begin_round(now)
+                    return
                 self.phase = Phase.PUBLISHING
-                last = self.published
+                last = self.published or self._signed_rounds.newest
                 self._commands.append(
                     do.Publish(
                         self.round_number,
@@ -299,6 +356,7 @@ class RoundEngine:
         ahead = self._median_announced_round()
         if self._plan.total_rounds:
             ahead = min(ahead, self._plan.total_rounds - 1)
+        ahead = max(ahead, self._signed_rounds.first_free)
         if ahead > self.round_number:
             self._notice(do.NoticeKind.ROUND_SKIPPED, None, f"to round {ahead} of the neighbours")
             self.round_number = ahead
@@ -320,6 +378,9 @@ class RoundEngine:
 
     def _timer_fired(self, timer: on.Timer, now: float) -> None:
         match timer:
+            case on.Timer.DEADLINE if self.phase is Phase.ASKING:
+                self._deadline_passed = True
+                self._stop_asking(now)
             case on.Timer.DEADLINE if self.phase is Phase.COLLECTING:
                 self._deadline_passed = True
                 self._asked_since_deadline = False
@@ -357,6 +418,9 @@ class RoundEngine:
                 self._try_close(now)
             case on.NeighbourProgress():
                 neighbour.announced_round = event.round_number
+                # What it holds of this peer it showed before its first heartbeat.
+                self._signed_rounds.reported.add(event.site)
+                self._stop_asking(now)
 
     def _answer_offer(self, event: on.OfferArrived) -> None:
         neighbour = self.neighbours.get(event.site)

@@ -4,6 +4,7 @@ Kept free of torch, so that an order to end is obeyed while torch is still being
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import select
@@ -11,6 +12,9 @@ import signal
 import socket
 import sys
 import threading
+from pathlib import Path
+
+OUT_OF_MEMORY_SCORE = 500  # of 1000; see proc_pid_oom_score_adj(5)
 
 
 def main() -> None:
@@ -23,12 +27,21 @@ def main() -> None:
     # A terminal's Ctrl-C reaches every process of its group; the daemon decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    _offer_to_be_killed_first()
     connection = socket.socket(fileno=arguments.control_fd)
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
 
     from p2pfed.training.child import serve  # noqa: PLC0415
 
     serve(connection, arguments.memory_fd)
+
+
+def _offer_to_be_killed_first() -> None:
+    """Where memory runs out, the kernel is to end this process, which is started again, and not
+    the daemon, whose mapped vectors may make it look larger."""
+    path = Path("/proc/self/oom_score_adj")
+    with contextlib.suppress(OSError, ValueError):  # not Linux, or not allowed
+        path.write_text(str(max(int(path.read_text()), OUT_OF_MEMORY_SCORE)))
 
 
 def _end_with(connection: socket.socket) -> None:

@@ -95,13 +95,6 @@ def test_a_clock_that_is_stepped_by_a_day_stops_nobody(three: Federation, days: 
     nobody_was_held_up((beta, gamma))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason=(
-        "Daemon._announce numbers address records by the wall clock alone, and a record of an "
-        "earlier life that was ahead hides the present one"
-    ),
-)
 def test_sites_whose_clocks_were_a_day_ahead_are_found_where_they_move_to(
     three: Federation,
 ) -> None:

@@ -35,10 +35,6 @@ def three(short_tmp: Path) -> Iterator[Federation]:
         yield federation
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Runtime and Outbox let EMFILE of a state file end the daemon",
-)
 def test_a_daemon_that_may_open_no_more_files_keeps_its_links_and_recovers(
     three: Federation,
 ) -> None:
@@ -104,10 +100,6 @@ def test_a_trainer_without_memory_is_said_and_tried_again_until_there_is_some(
     nobody_was_held_up((beta, gamma))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the trainer process does not raise its oom_score_adj",
-)
 def test_the_kernel_out_of_memory_prefers_the_trainer_to_the_daemon(three: Federation) -> None:
     alpha = three.hospitals[0]
     alpha.start()

@@ -22,8 +22,6 @@ pytestmark = pytest.mark.daemons
 DISK_BYTES = 12 * MEGABYTE  # the journal's write-ahead log alone takes up to 4 MB
 FAILING_DISK_BYTES = 64 * MEGABYTE
 
-ENDS = "Runtime lets the error of a disk that takes no write end the daemon"
-
 
 @pytest.fixture
 def three(short_tmp: Path) -> Iterator[Federation]:
@@ -33,7 +31,6 @@ def three(short_tmp: Path) -> Iterator[Federation]:
         yield federation
 
 
-@pytest.mark.xfail(strict=True, reason=ENDS)
 def test_a_full_disk_costs_its_site_rounds_until_there_is_room_again(three: Federation) -> None:
     alpha, beta, gamma = three.hospitals
     disk = SmallDisk(alpha, DISK_BYTES)
@@ -59,7 +56,6 @@ def test_a_full_disk_costs_its_site_rounds_until_there_is_room_again(three: Fede
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason=ENDS)
 def test_a_daemon_whose_disk_is_full_can_be_stopped(three: Federation) -> None:
     alpha, beta, gamma = three.hospitals
     disk = SmallDisk(alpha, DISK_BYTES)
@@ -74,7 +70,6 @@ def test_a_daemon_whose_disk_is_full_can_be_stopped(three: Federation) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason=ENDS)
 def test_a_state_directory_whose_volume_goes_away_is_waited_for(three: Federation) -> None:
     """Stands for an unmounted or failing volume: from one moment to the next, every write under
     ``vectors`` fails with an error that is not about room."""
@@ -99,7 +94,6 @@ def test_a_state_directory_whose_volume_goes_away_is_waited_for(three: Federatio
     nobody_was_held_up((beta, gamma))
 
 
-@pytest.mark.xfail(strict=True, reason=ENDS)
 def test_a_disk_that_fails_is_said_and_nothing_committed_is_lost(three: Federation) -> None:
     alpha, beta, gamma = three.hospitals
     disk = FailingDisk(alpha, FAILING_DISK_BYTES)
@@ -125,10 +119,6 @@ def test_a_disk_that_fails_is_said_and_nothing_committed_is_lost(three: Federati
     nobody_was_held_up((beta, gamma))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="logs.configure prints to a stream that may raise, out of the middle of a dispatch",
-)
 def test_a_log_that_cannot_be_written_ends_nothing(three: Federation) -> None:
     """``p2pfed run 2>&1 | tee log`` whose tee is gone."""
     alpha, beta, gamma = three.hospitals

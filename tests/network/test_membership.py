@@ -74,7 +74,7 @@ class Site:
         self.engine = RoundEngine(plan, own, {}, (), HeaderLog(), quarantined)
         self.engine.handle(on.Started(), 0.0)
         self.events: list[on.Event] = []
-        runtime = SimpleNamespace(
+        self.runtime = runtime = SimpleNamespace(
             plan=plan,
             engine=self.engine,
             headers=HeaderLog(),
@@ -84,6 +84,7 @@ class Site:
         )
         self.book = AddressBook({peer.peer_id_text: () for peer in topology.file.peers})
         self.links = PostedMessages()
+        self.outbids: list[int] = []
         self.membership = Membership(
             cast(Runtime, runtime),
             topology,
@@ -91,6 +92,7 @@ class Site:
             own_name="a",
             certificate=issue_certificate(A),
             address_record=issue_address_record(A, 0, ()),
+            outbid=self.outbids.append,
         )
         self.membership.links = cast(Links, self.links)
 
@@ -206,6 +208,22 @@ def test_a_link_is_reported_with_what_its_hello_said(site: Site) -> None:
     assert site.book.addresses(B.peer_id) == ("/ip4/10.0.0.9/tcp/1",)
 
 
+def test_a_neighbour_is_shown_the_newest_header_of_its_own(site: Site) -> None:
+    """Its state may be older than what it signed."""
+    for number in (3, 7, 5):
+        site.runtime.headers.observe(site.header_of(B, round_number=number))
+    site.runtime.headers.observe(site.header_of(C, round_number=9))
+    site.membership.link_up(B.peer_id, site.hello_of(B))
+    shown = [m for to, m in site.links.posted if isinstance(m, HeaderNotice) and to == B.peer_id]
+    assert shown == [notice(site.header_of(B, round_number=7))]
+
+
+def test_an_own_header_that_a_neighbour_shows_is_reported(site: Site) -> None:
+    mine = site.header_of(A)
+    site.membership.heard(B.peer_id, notice(mine))
+    assert site.events == [on.OwnHeaderHeard("b", mine)]
+
+
 def test_a_peer_that_is_not_in_the_file_goes_by_its_peer_id(site: Site) -> None:
     assert site.membership.name_of(C.peer_id) == "c"
     assert site.membership.name_of(STRANGER.peer_id) == STRANGER.peer_id
@@ -230,7 +248,6 @@ def test_a_header_is_reported_with_its_signer_and_who_passed_it_on(site: Site) -
 
 def test_headers_that_concern_nobody_here_are_passed_over(site: Site) -> None:
     for signed in (
-        site.header_of(A),  # the own one, come back round the ring
         site.header_of(STRANGER),
         site.header_of(C, federation_id=b"x" * 32),
     ):
@@ -292,6 +309,16 @@ def test_a_neighbour_is_not_told_its_own_address(site: Site) -> None:
     record = issue_address_record(D, 1, ("/ip4/192.0.2.7/tcp/7400",))
     site.membership.heard(B.peer_id, AddressRecordNotice(record))
     assert site.links.nudged == [D.peer_id]
+    assert site.links.posted == []
+
+
+def test_an_own_address_record_that_somebody_holds_is_told_once_and_not_passed_on(
+    site: Site,
+) -> None:
+    record = issue_address_record(A, 5, ("/ip4/192.0.2.7/tcp/7400",))
+    for _ in range(2):
+        site.membership.heard(B.peer_id, AddressRecordNotice(record))
+    assert site.outbids == [5]
     assert site.links.posted == []
 
 

@@ -356,6 +356,19 @@ def test_a_state_that_came_back_by_other_means_is_marked_in_place(site: Site) ->
     assert meta(site, MARK) is not None
 
 
+def test_the_mark_goes_with_the_first_delta_that_is_signed_after_it(site: Site) -> None:
+    store = Store(site.state_directory)
+    publish(store, 3)
+    assert not store.restored()
+    store.close()
+    mark_in_place(site)
+    again = Store(site.state_directory)
+    assert again.restored()
+    publish(again, 7)
+    assert not again.restored()
+    again.close()
+
+
 def test_the_commands_say_what_they_did_and_what_comes_next(site: Site, tmp_path: Path) -> None:
     store = Store(site.state_directory)
     commit(store, 0)
