@@ -83,6 +83,7 @@ def test_a_site_that_nobody_can_dial_takes_part_because_it_dials(
     nobody_was_held_up(three.hospitals)
 
 
+@pytest.mark.slow
 def test_rounds_go_on_over_a_network_that_loses_a_fifth_and_is_slow(
     three: Federation, network: SmallNetwork
 ) -> None:

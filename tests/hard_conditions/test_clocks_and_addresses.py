@@ -48,6 +48,7 @@ def move(hospital: Hospital, port: int) -> None:
     hospital.write_site(listen={"addresses": [address], "mdns": False})
 
 
+@pytest.mark.slow
 def test_sites_that_restart_elsewhere_are_found_with_the_topology_file_as_it_was(
     three: Federation,
 ) -> None:
@@ -95,6 +96,7 @@ def test_a_clock_that_is_stepped_by_a_day_stops_nobody(three: Federation, days: 
     nobody_was_held_up((beta, gamma))
 
 
+@pytest.mark.slow
 def test_sites_whose_clocks_were_a_day_ahead_are_found_where_they_move_to(
     three: Federation,
 ) -> None:

@@ -72,6 +72,7 @@ def kill_trainer(hospital: Hospital) -> None:
     os.kill(trainer.trainer.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_trainer_without_memory_is_said_and_tried_again_until_there_is_some(
     three: Federation,
 ) -> None:
@@ -81,7 +82,7 @@ def test_a_trainer_without_memory_is_said_and_tried_again_until_there_is_some(
     pid = pid_of(alpha)
     _, hard = resource.prlimit(pid, resource.RLIMIT_AS)
     # The trainer inherits what the daemon, which needs no more, can live with.
-    enough = virtual_bytes(pid) + 256 * MEBIBYTE
+    enough = virtual_bytes(pid) + 64 * MEBIBYTE
     resource.prlimit(pid, resource.RLIMIT_AS, (enough, hard))
     kill_trainer(alpha)
     line = until_said(alpha, "the trainer is ")

@@ -94,6 +94,7 @@ def test_a_state_directory_whose_volume_goes_away_is_waited_for(three: Federatio
     nobody_was_held_up((beta, gamma))
 
 
+@pytest.mark.slow
 def test_a_disk_that_fails_is_said_and_nothing_committed_is_lost(three: Federation) -> None:
     alpha, beta, gamma = three.hospitals
     disk = FailingDisk(alpha, FAILING_DISK_BYTES)
