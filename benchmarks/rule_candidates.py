@@ -1,12 +1,13 @@
-"""Rules that were tried in place of the default, and why none took its place.
+"""Rules that were tried as the default: what was chosen, and why not the others.
 
     python benchmarks/rule_candidates.py [--seeds 3] [--rounds 100]
 
-Each candidate is median clipping with one thing changed. Two remember each neighbour's difference
-of the round before, and count a neighbour less whose difference hardly changes: a slow drift
-stands still, honest training does not. An attacker that knows this shakes a little, which is
-what the attack named jitter does: it spends a share of its norm on noise. The last measures
-lengths from the model that the round began with, which the site's own training has not moved.
+Each candidate clips at the median of lengths, and drops what is beyond some of them. The first five
+measure from the own model. Two remember each neighbour's difference of the round before, and count
+a neighbour less whose difference hardly changes: a slow drift stands still, honest training does
+not. An attacker that knows this shakes a little, which is what the attack named jitter does: it
+spends a share of its norm on noise. The last, which is the default now, measures lengths from the
+model that the round began with, which the site's own training has not moved.
 
 Attackers know all honest models and tell each neighbour something else; accuracy in percent.
 """
@@ -59,17 +60,17 @@ class Candidate(Mixing):
     """Median clipping at ``scale`` times its threshold, nothing from beyond ``drop`` of it.
 
     With ``memory``, a neighbour counts by how much its difference moved, to this power. With
-    ``from_start``, lengths are those of model - x, where x is what the site's last aggregation
-    gave; the threshold is then the upper median of an even number.
+    ``from_start``, lengths are those of model - x, where x is what the round began with; the
+    threshold is then the upper median of an even number.
     """
 
     scale: float = 1.0
     drop: float = 3.0
     memory: float = 0.0
     from_start: bool = False
-    # What sites remember, by round and site.
-    differences: dict[tuple[int, int], dict[str, Wide]] = field(default_factory=dict)
-    starts: dict[tuple[int, int], Vector] = field(default_factory=dict)
+    differences: dict[tuple[int, int], dict[str, Wide]] = field(
+        default_factory=dict
+    )  # by round and site
     calls: Counter[int] = field(default_factory=Counter)  # by round; sites come in one order
 
     def aggregate(
@@ -79,12 +80,16 @@ class Candidate(Mixing):
         own: Vector,
         neighbours: Sequence[NeighbourModel],
         out: Vector,
-        update_norm: float = 0.0,  # noqa: ARG002
+        start: Vector | None = None,
     ) -> Outcome:
         place = self.calls[round_number]
         self.calls[round_number] += 1
         differences = {n.name: np.subtract(n.vector, own, dtype=np.float64) for n in neighbours}
-        lengths = self._lengths(round_number, place, own, neighbours)
+        centre = own if start is None or not self.from_start else start
+        lengths = {
+            n.name: float(np.linalg.norm(np.subtract(n.vector, centre, dtype=np.float64)))
+            for n in neighbours
+        }
         rank = len(lengths) // 2 if self.from_start else (len(lengths) - 1) // 2
         threshold = self.scale * sorted(lengths.values())[rank]
         shares = {
@@ -98,19 +103,7 @@ class Candidate(Mixing):
             self._slow_down(known, differences, lengths, shares)
         weights = {n.name: n.weight * shares[n.name] for n in neighbours}
         out[:] = own + sum(weights[name] * z for name, z in differences.items())
-        if self.from_start:
-            self.starts[round_number, place] = out.copy()
         return Outcome(self.rule, weights, lengths)
-
-    def _lengths(
-        self, round_number: int, place: int, own: Vector, neighbours: Sequence[NeighbourModel]
-    ) -> dict[str, float]:
-        # In the first round every site began with the same model, which is not known here.
-        start = self.starts.pop((round_number - 1, place), own)
-        return {
-            n.name: float(np.linalg.norm(np.subtract(n.vector, start, dtype=np.float64)))
-            for n in neighbours
-        }
 
     def _slow_down(
         self,
@@ -133,7 +126,7 @@ class Candidate(Mixing):
 
 
 CANDIDATES: dict[str, Callable[[], Candidate]] = {
-    "median_clipping": lambda: Candidate("candidate", "lab"),
+    "from the own model": lambda: Candidate("candidate", "lab"),
     "threshold x 0.7": lambda: Candidate("candidate", "lab", scale=0.7),
     "threshold x 1.3": lambda: Candidate("candidate", "lab", scale=1.3),
     "dropped beyond 2": lambda: Candidate("candidate", "lab", drop=2.0),
@@ -170,10 +163,10 @@ def main() -> None:
     arguments = parser.parse_args()
     names = ["none", *ATTACKS, "jitter"]
     for column in GRAPHS:
-        print(f"{column:<18}" + "".join(f"{name:>10}" for name in names))
+        print(f"{column:<20}" + "".join(f"{name:>10}" for name in names))
         for name, build in CANDIDATES.items():
             found = measure(build(), column, arguments.seeds, arguments.rounds)
-            print(f"{name:<18}" + "".join(f"{found[one]:10.1f}" for one in names), flush=True)
+            print(f"{name:<20}" + "".join(f"{found[one]:10.1f}" for one in names), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,6 @@
 from p2pfed.aggregation.mixing import Mixing
 from p2pfed.aggregation.preaggregation import round_seed
 from p2pfed.aggregation.rules import Outcome, aggregate
-from p2pfed.aggregation.streaming import NeighbourModel, distance
+from p2pfed.aggregation.streaming import NeighbourModel
 
-__all__ = ["Mixing", "NeighbourModel", "Outcome", "aggregate", "distance", "round_seed"]
+__all__ = ["Mixing", "NeighbourModel", "Outcome", "aggregate", "round_seed"]

@@ -9,52 +9,73 @@ is returning pulls by at least ``floor``, and is not dropped, until it is near a
 
 import numpy as np
 
-from p2pfed.aggregation.rows import Decision, Mask, Rows
+from p2pfed.aggregation.rows import Decision, Rows
 from p2pfed.aggregation.rule import Parameters
+from p2pfed.aggregation.streaming import Wide
 
 DROP_FACTOR = 3.0  # a neighbour beyond this many thresholds has no weight
+START_DROP_FACTOR = 2.0  # the same, where lengths are measured from the start of the round
 DROP_NEIGHBOURS = 3  # fewer cannot tell an outlier from an unlike site
 
 
 def _clip(
-    rows: Rows, threshold: float, parameters: Parameters, drop: Mask | None = None
+    rows: Rows,
+    lengths: Wide,
+    threshold: float,
+    parameters: Parameters,
+    drop_factor: float | None = None,
 ) -> Decision:
-    """Without those marked in ``drop``, shape (rows - 1,)."""
-    distances = rows.distances()
-    far = distances > threshold
+    """Shorten each difference by threshold / length, where that is below one.
+
+    :param lengths: shape (rows - 1,).
+    :param drop_factor: beyond so many thresholds a row has no share; None: none is dropped.
+    """
+    far = lengths > threshold
     shares = rows.weights.copy()
-    shares[far] = rows.weights[far] * threshold / distances[far]
-    dropped = np.zeros(rows.count - 1, dtype=bool) if drop is None else drop
+    shares[far] = rows.weights[far] * threshold / lengths[far]
+    dropped = np.zeros(rows.count - 1, dtype=bool)
+    if drop_factor is not None and rows.count - 1 >= DROP_NEIGHBOURS:
+        dropped = lengths > drop_factor * threshold
+    forgiven = dropped & parameters.returning
     if parameters.returning.any():
         dropped = dropped & ~parameters.returning
         reach = max(threshold, parameters.floor)
-        back = parameters.returning & (distances > reach)
+        back = parameters.returning & (lengths > reach)
         shares[parameters.returning] = rows.weights[parameters.returning]
-        shares[back] = rows.weights[back] * reach / distances[back]
+        shares[back] = rows.weights[back] * reach / lengths[back]
     shares[dropped] = 0.0
     rows.combine(shares)
-    return Decision(shares, dropped, threshold)
-
-
-def _clip_and_drop(rows: Rows, threshold: float, parameters: Parameters) -> Decision:
-    """Also without those beyond DROP_FACTOR thresholds."""
-    if rows.count - 1 < DROP_NEIGHBOURS:
-        return _clip(rows, threshold, parameters)
-    return _clip(rows, threshold, parameters, rows.distances() > DROP_FACTOR * threshold)
+    return Decision(shares, dropped, threshold, forgiven, lengths)
 
 
 def median_clipping(rows: Rows, parameters: Parameters) -> Decision:
-    """t = the lower median of the distances, so a minority of neighbours cannot raise it."""
-    ordered = np.sort(rows.distances())
-    return _clip_and_drop(rows, float(ordered[(len(ordered) - 1) // 2]), parameters)
+    """t = the median of the lengths ||y_j - x||, x the own model before this round's training;
+    z_j is shortened by t / ||y_j - x||.
+
+    Lengths from y contain the own model's last step, all alike, so a liar that keeps within them
+    may pull by as much as well; from x they do not (centring at the result of the last
+    aggregation: Karimireddy, He, Jaggi, ICML 2021). The upper median of k is no more than the
+    largest honest length while b <= (k - 1) // 2, as is the lower; it clips fewer honest sites.
+
+    Where x is not known (a round that was resumed after a crash), lengths are ||z_j||, t is their
+    lower median, and what is dropped lies further out, for honest lengths then differ more.
+    """
+    if not rows.start_is_known:
+        lengths = rows.distances()
+        threshold = float(np.sort(lengths)[(len(lengths) - 1) // 2])
+        return _clip(rows, lengths, threshold, parameters, DROP_FACTOR)
+    lengths = rows.distances_to_start()
+    # Of two neighbours the nearer sets the limit: neither can be told from a liar.
+    rank = len(lengths) // 2 if len(lengths) >= DROP_NEIGHBOURS else (len(lengths) - 1) // 2
+    return _clip(rows, lengths, float(np.sort(lengths)[rank]), parameters, START_DROP_FACTOR)
 
 
 def clipped_gossip(rows: Rows, parameters: Parameters) -> Decision:
     """t = the (k-2b)-th smallest distance (CS+ of Gaucher, Dieuleveut, Hendrikx, "Unified
     Breakdown Analysis for Byzantine Robust Gossip", ICML 2025)."""
-    ordered = np.sort(rows.distances())
-    threshold = float(ordered[len(ordered) - 2 * parameters.byzantine - 1])
-    return _clip_and_drop(rows, threshold, parameters)
+    lengths = rows.distances()
+    threshold = float(np.sort(lengths)[len(lengths) - 2 * parameters.byzantine - 1])
+    return _clip(rows, lengths, threshold, parameters, DROP_FACTOR)
 
 
 def centred_clipping(rows: Rows, parameters: Parameters) -> Decision:
@@ -65,13 +86,14 @@ def centred_clipping(rows: Rows, parameters: Parameters) -> Decision:
     from the k - b nearest: t^2 = their sum of w_j ||z_j||^2 over the b farthest's sum of w_j.
     With b = 0 nothing is clipped. The option ``threshold`` fixes t instead.
     """
-    if parameters.options["threshold"] > 0.0:
-        return _clip(rows, parameters.options["threshold"], parameters)
     distances = rows.distances()
+    if parameters.options["threshold"] > 0.0:
+        return _clip(rows, distances, parameters.options["threshold"], parameters)
     if parameters.byzantine == 0:
         rows.combine(rows.weights)
         return Decision(rows.weights)
     order = np.argsort(distances, kind="stable")
     near, far = order[: -parameters.byzantine], order[-parameters.byzantine :]
     spread = float((rows.weights[near] * distances[near] ** 2).sum())
-    return _clip(rows, float(np.sqrt(spread / rows.weights[far].sum())), parameters)
+    threshold = float(np.sqrt(spread / rows.weights[far].sum()))
+    return _clip(rows, distances, threshold, parameters)

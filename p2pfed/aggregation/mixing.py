@@ -9,8 +9,6 @@ from p2pfed.aggregation.streaming import NeighbourModel, Vector
 from p2pfed.rules_catalogue import NO_PRE_AGGREGATION
 from p2pfed.topology import TopologyFile
 
-RETURNING_REACH = 0.5  # of the own update
-
 
 @dataclass(frozen=True, slots=True)
 class Mixing:
@@ -41,13 +39,11 @@ class Mixing:
         own: Vector,
         neighbours: Sequence[NeighbourModel],
         out: Vector,
-        update_norm: float = 0.0,
+        start: Vector | None = None,
     ) -> Outcome:
         """Write what the rule makes of the round to ``out``; see ``rules.aggregate``.
 
         :param total_rounds: 0 where the federation runs until stopped.
-        :param update_norm: how far this round's training moved the own model; a returning
-            neighbour may pull it back by RETURNING_REACH of that.
         :raises AggregationError: a model is not finite; it names the neighbour.
         """
         return aggregate(
@@ -59,5 +55,5 @@ class Mixing:
             pre_aggregation=self.pre_aggregation,
             progress=min(1.0, round_number / total_rounds) if total_rounds else 0.0,
             seed=round_seed(self.federation, round_number),
-            floor=RETURNING_REACH * update_norm,
+            start=start,
         )

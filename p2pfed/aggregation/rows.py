@@ -30,12 +30,16 @@ def nothing() -> Mask:
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What a rule did with its rows after the own one: ``shares``, shape (rows - 1,), each row's
-    part in the result; ``dropped``, of the same shape, those that it refused (empty:
-    none); ``threshold``, the distance beyond which it clipped or refused."""
+    part in the result; ``dropped``, of the same shape, those that it refused (empty: none), and
+    ``forgiven`` those that it would have, but for their returning; ``threshold``, the distance
+    beyond which it clipped or refused; ``lengths``, shape (rows - 1,), what it compared with
+    that."""
 
     shares: Wide
     dropped: Mask = field(default_factory=nothing)
     threshold: float | None = None
+    forgiven: Mask = field(default_factory=nothing)
+    lengths: Wide | None = None
 
 
 class Rows:
@@ -65,6 +69,23 @@ class Rows:
             return self.models.distances()
         distances: Wide = np.sqrt(self.pairwise_squares()[0, 1:])
         return distances
+
+    @property
+    def start_is_known(self) -> bool:
+        """Whether there is a model that the round began with."""
+        return self.models.start is not None
+
+    def distances_to_start(self) -> Wide:
+        """Of each row after the first to the model that the round began with, (rows - 1,).
+
+        :raises AggregationError: a model is not finite.
+        """
+        if self._mixing is None:
+            return np.asarray(np.sqrt(self.models.squares_to_start(with_own=False)))
+        squares = self.models.squares_to_start(with_own=True)
+        pairwise = self.models.pairwise_squares()
+        spread = 0.5 * np.einsum("ai,ij,aj->a", self._mixing, pairwise, self._mixing)
+        return np.asarray(np.sqrt(np.maximum(self._mixing @ squares - spread, 0.0))[1:])
 
     def pairwise_squares(self) -> Wide:
         """The squared distances of all rows, shape (rows, rows).

@@ -14,9 +14,11 @@ import numpy as np
 from p2pfed.aggregation import averaging, clipping, krum, medians, preaggregation
 from p2pfed.aggregation.rows import Decision, Rows
 from p2pfed.aggregation.rule import Parameters, Rule
-from p2pfed.aggregation.streaming import NeighbourModel, StreamedModels, Vector, Wide
+from p2pfed.aggregation.streaming import NeighbourModel, StreamedModels, Vector, distance
 from p2pfed.errors import AggregationError
 from p2pfed.rules_catalogue import NO_PRE_AGGREGATION, RULES, RuleDescription
+
+RETURNING_REACH = 0.5  # of the own update
 
 PreAggregation = Callable[[StreamedModels, int, bytes | None], Rows]
 
@@ -51,8 +53,8 @@ PRE_AGGREGATORS: Mapping[str, PreAggregation] = MappingProxyType(
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a rule did. ``weights`` are effective: after clipping, 0 where dropped; a
-    coordinate-wise rule has no such thing and reports equal shares. ``distances`` are
-    ||z_j||, where the rule looks at them. After a pre-aggregation, ``weights`` are those of
+    coordinate-wise rule has no such thing and reports equal shares. ``distances`` are those that
+    the rule looked at, ||z_j|| or ||y_j - x||. After a pre-aggregation, ``weights`` are those of
     the neighbours' own models in the result, ``dropped`` has those without any, and
     ``threshold`` is a distance between what the pre-aggregation made. ``returned`` are the
     returning neighbours that are near again."""
@@ -78,7 +80,7 @@ def aggregate(
     progress: float = 0.0,
     seed: bytes | None = None,
     options: Mapping[str, float] = MappingProxyType({}),
-    floor: float = 0.0,
+    start: Vector | None = None,
 ) -> Outcome:
     """Write R(own; neighbours) to ``out``.
 
@@ -96,8 +98,9 @@ def aggregate(
         ``round_seed``.
     :param options: of the rule, by the names in its description; the others keep their
         defaults.
-    :param floor: the distance that a returning neighbour may pull by at least, where the rule
-        clips and nothing is done to the models before.
+    :param start: x, the own model before this round's training, shape (d,), float32; None:
+        not known. A rule that clips lets a returning neighbour pull by RETURNING_REACH of
+        ||y - x|| at least, where nothing is done to the models before.
     :raises AggregationError: unknown rule, pre-aggregation or option, unlike shapes, or values
         that are not finite; it names the neighbour where one is at fault. ``out`` is then
         meaningless.
@@ -112,7 +115,7 @@ def aggregate(
         raise AggregationError(f"progress is {progress}, expected a fraction of the rounds")
     implementation = IMPLEMENTATIONS[rule]
     chosen = _options(implementation.description, options)
-    _check(own, neighbours, out)
+    _check(own, start, neighbours, out)
     if not neighbours:
         np.copyto(out, own)
         return Outcome(rule, {}, {}, local_only=True)
@@ -123,6 +126,7 @@ def aggregate(
         tuple(replace(n, vector=np.asarray(n.vector)) for n in ordered),
         np.asarray(out),
         threads,
+        None if start is None else np.asarray(start),
     )
     rows = PRE_AGGREGATORS[pre_aggregation](models, byzantine_neighbours, seed)
     most = implementation.description.tolerates(rows.count - 1)
@@ -134,7 +138,12 @@ def aggregate(
         np.copyto(out, own)
         return Outcome(rule, dict.fromkeys(models.names, 0.0), {}, local_only=True)
     mixed = pre_aggregation != NO_PRE_AGGREGATION
-    returning = np.array([n.returning and not mixed for n in ordered], dtype=bool)
+    returning = np.array([n.returning for n in ordered], dtype=bool)
+    if mixed:  # rows are nobody's own
+        returning = np.zeros(rows.count - 1, dtype=bool)
+    floor = 0.0
+    if start is not None and returning.any():
+        floor = RETURNING_REACH * distance(own, start)
     decision = implementation.apply(rows, Parameters(byzantine, progress, chosen, returning, floor))
     return _outcome(rule, rows, decision, mixed=mixed)
 
@@ -155,11 +164,14 @@ def _options(description: RuleDescription, given: Mapping[str, float]) -> dict[s
     return {**defaults, **given}
 
 
-def _check(own: Vector, neighbours: Sequence[NeighbourModel], out: Vector) -> None:
+def _check(
+    own: Vector, start: Vector | None, neighbours: Sequence[NeighbourModel], out: Vector
+) -> None:
     names = [neighbour.name for neighbour in neighbours]
     if len(set(names)) < len(names):
         raise AggregationError("two neighbours have one name")
-    labelled = [(None, own), (None, out), *((n.name, n.vector) for n in neighbours)]
+    models = [(None, own), (None, own if start is None else start)]
+    labelled = [(None, out), *models, *((n.name, n.vector) for n in neighbours)]
     for name, vector in labelled:
         if vector.dtype != np.float32 or vector.shape != (own.shape[0],):
             raise AggregationError(
@@ -167,7 +179,7 @@ def _check(own: Vector, neighbours: Sequence[NeighbourModel], out: Vector) -> No
                 f"({own.shape[0]},)",
                 name,
             )
-    for name, vector in (labelled[0], *labelled[2:]):
+    for name, vector in labelled[1:]:
         if np.may_share_memory(vector, out):
             raise AggregationError("the result would overwrite an input", name)
 
@@ -176,24 +188,19 @@ def _outcome(rule: str, rows: Rows, decision: Decision, *, mixed: bool) -> Outco
     names = rows.models.names
     shares = rows.effective(decision.shares)
     refused = shares == 0.0 if mixed else decision.dropped
-    distances = rows.models.known_distances
-    returned = tuple(
-        neighbour.name
-        for at, neighbour in enumerate(rows.models.neighbours)
-        if neighbour.returning and _is_near(at, distances, decision)
-    )
+    lengths = rows.models.known_distances if mixed else decision.lengths
+    if lengths is None:
+        lengths = rows.models.known_distances
+    forgiven = {name for name, yes in zip(names, decision.forgiven.tolist(), strict=False) if yes}
     return Outcome(
         rule,
         dict(zip(names, shares.tolist(), strict=True)),
-        {} if distances is None else dict(zip(names, distances.tolist(), strict=True)),
+        {} if lengths is None else dict(zip(names, lengths.tolist(), strict=True)),
         decision.threshold,
         tuple(name for name, out in zip(names, refused.tolist(), strict=False) if out),
-        returned=returned,
+        returned=tuple(
+            neighbour.name
+            for neighbour in rows.models.neighbours
+            if neighbour.returning and neighbour.name not in forgiven
+        ),
     )
-
-
-def _is_near(at: int, distances: Wide | None, decision: Decision) -> bool:
-    """Whether a rule with a threshold would count it; others know no such thing."""
-    if distances is None or decision.threshold is None:
-        return True
-    return bool(distances[at] <= clipping.DROP_FACTOR * decision.threshold)

@@ -47,12 +47,19 @@ class StreamedModels:
 
     :param neighbours: in the order in which sums are taken.
     :param out: shape (d,), float32; every method that writes a result writes it here.
+    :param start: x, shape (d,), float32: the own model before this round's training.
     """
 
     def __init__(
-        self, own: Vector, neighbours: tuple[NeighbourModel, ...], out: Vector, threads: int
+        self,
+        own: Vector,
+        neighbours: tuple[NeighbourModel, ...],
+        out: Vector,
+        threads: int,
+        start: Vector | None = None,
     ) -> None:
         self.own = own
+        self.start = start
         self.neighbours = neighbours
         self.names = [neighbour.name for neighbour in neighbours]
         self.vectors = (own, *(neighbour.vector for neighbour in neighbours))
@@ -81,20 +88,33 @@ class StreamedModels:
 
         :raises AggregationError: a model is not finite.
         """
-        from p2pfed.aggregation import kernels  # noqa: PLC0415 - loads numba
-
         if self.known_distances is None:
-            count, models = len(self.neighbours), self._listed(self.vectors[1:])
-
-            def part(start: int, stop: int) -> Wide:
-                squares = np.zeros(count)
-                kernels.squared_distances(self.own, models, start, stop, squares)
-                return squares
-
-            squares = sum(self._over_parts(part), np.zeros(count))
+            squares = self._squares_to(self.own, self.vectors[1:])
             self._refuse_unless_finite(squares)
             self.known_distances = np.sqrt(squares)
         return self.known_distances
+
+    def squares_to_start(self, *, with_own: bool) -> Wide:
+        """||y_j - x||^2, shape (k,), in one pass; ``with_own``: ||y - x||^2 first, (k + 1,).
+
+        :raises AggregationError: a model is not finite.
+        """
+        assert self.start is not None  # noqa: S101 - asked for only where it is known
+        squares = self._squares_to(self.start, self.vectors if with_own else self.vectors[1:])
+        self._refuse_unless_finite(squares[1:] if with_own else squares)
+        return squares
+
+    def _squares_to(self, centre: Vector, vectors: tuple[Vector, ...]) -> Wide:
+        from p2pfed.aggregation import kernels  # noqa: PLC0415 - loads numba
+
+        count, models = len(vectors), self._listed(vectors)
+
+        def part(start: int, stop: int) -> Wide:
+            squares = np.zeros(count)
+            kernels.squared_distances(centre, models, start, stop, squares)
+            return squares
+
+        return sum(self._over_parts(part), np.zeros(count))
 
     def pairwise_squares(self) -> Wide:
         """The squared distances of y, y_1..y_k, shape (k + 1, k + 1), in one pass.
@@ -122,7 +142,7 @@ class StreamedModels:
         finite = np.isfinite(squares_to_own)
         if finite.all():
             return
-        if not np.isfinite(self.own).all():
+        if not all(np.isfinite(one).all() for one in (self.own, self.start) if one is not None):
             raise AggregationError("the own model is not finite")
         name = self.names[int(np.argmin(finite))]
         raise AggregationError(f"the model of {name} is not finite", name)

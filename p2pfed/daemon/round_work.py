@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from p2pfed.aggregation import Mixing, NeighbourModel, Outcome, distance
+from p2pfed.aggregation import Mixing, NeighbourModel, Outcome
 from p2pfed.daemon.second_stage import SecondStage
 from p2pfed.daemon.sendable import Sendable
 from p2pfed.daemon.store import Generation, Store, StoredReplica
@@ -90,7 +90,7 @@ class RoundWork:
             generation.model if generation and generation.published else self.genesis_digest
         )
         self._optimiser_digest = generation.optimiser if generation else None
-        # What the round began with; not looked up where a round is resumed in its midst.
+        # Not looked up where a round is resumed in its midst.
         self._start_digest: bytes | None = self.genesis_digest
         if generation is not None:
             self._start_digest = None if generation.published else generation.model
@@ -331,14 +331,13 @@ class RoundWork:
             NeighbourModel(i.site, self._replica(i.site), i.weight, i.returning)
             for i in command.inputs
         ]
-        returning = any(one.returning for one in command.inputs)
         outcome = self._mixing.aggregate(
             command.round_number,
             plan.total_rounds,
             own,
             models,
             pending.array,
-            update_norm=self._update_norm(trained) if returning else 0.0,
+            start=self._round_start(),
         )
         step = np.float32(self._mixing.step)
         for start in range(0, self.dimension, MIXING_CHUNK_PARAMETERS):
@@ -348,14 +347,11 @@ class RoundWork:
         self._store.keep_vector(pending, digest)
         return Mixed(digest, pending.array, outcome)
 
-    def _update_norm(self, trained: npt.NDArray[np.float32]) -> float:
-        """How far this round's training moved the model; 0 where its start is not known."""
-        if self._start_digest is None:
-            return 0.0
-        start = self._genesis
-        if self._start_digest != self.genesis_digest:
-            start = self._store.vector(self._start_digest, self.dimension)
-        return distance(trained, start)
+    def _round_start(self) -> npt.NDArray[np.float32] | None:
+        """The model that the round began with, where it is known."""
+        if self._start_digest is None or self._start_digest == self.genesis_digest:
+            return None if self._start_digest is None else self._genesis
+        return self._store.vector(self._start_digest, self.dimension)
 
     def commit(
         self,

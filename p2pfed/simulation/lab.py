@@ -175,6 +175,7 @@ class _Bench:
 
     def _mix(self, index: int, run: Run, number: int, trained: Matrix, mixed: Matrix) -> None:
         """Let every site of one run aggregate; both matrices have shape (n, d)."""
+        rows = self._rows(index)
         lies = self._lies(index, run, number, trained)
         attackers = self._experiment.attackers if run.attack is not None else ()
         for node in range(self._sites):
@@ -188,7 +189,12 @@ class _Bench:
                 if np.isfinite(model).all()  # or the daemon refuses it, and the edge is left out
             ]
             self._experiment.mixing.aggregate(
-                number, self._experiment.rounds, trained[node], models, mixed[node]
+                number,
+                self._experiment.rounds,
+                trained[node],
+                models,
+                mixed[node],
+                start=self._models[rows][node],
             )
 
     def _insider(self, node: int, trained: Matrix) -> Vector:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from p2pfed.aggregation import NeighbourModel, distance
+from p2pfed.aggregation import NeighbourModel
 from p2pfed.errors import AggregationError, AuthenticationError
 from p2pfed.keys import Identity
 from p2pfed.protocol import commands as do
@@ -77,6 +77,12 @@ class Durable:
     envelopes: OrderedDict[bytes, Envelope] = field(default_factory=OrderedDict)
     headers: tuple[SignedHeader, ...] = ()
     quarantined: frozenset[str] = frozenset()
+
+    @property
+    def in_its_midst(self) -> bool:
+        """Whether the round's own delta was published."""
+        published = self.published
+        return published is not None and published.header.round_number == self.round_number
 
 
 @dataclass(slots=True)
@@ -147,6 +153,7 @@ class SimulatedPeer:
         self.started_seconds = self.world.now
         self.model = durable.model
         self.trained = durable.model
+        self._start = None if durable.in_its_midst else durable.model
         self.momentum = durable.momentum
         self.own_replica = durable.replica
         self.own_digest = (
@@ -490,14 +497,13 @@ class SimulatedPeer:
             NeighbourModel(one.site, self.replicas[one.site].vector, one.weight, one.returning)
             for one in command.inputs
         ]
-        update_norm = distance(self.trained, self.model)
         mixing = self.federation.mixing
         # A liar goes on from what it knows to be true.
         own = self.trained if self.behaviour.hostile else self.own_replica
         mixed = np.empty_like(own)
         try:
             outcome = mixing.aggregate(
-                command.round_number, self.plan.total_rounds, own, models, mixed, update_norm
+                command.round_number, self.plan.total_rounds, own, models, mixed, self._start
             )
         except AggregationError as error:
             self.handle(on.AggregationFailed(command.round_number, error.site, str(error)))
@@ -508,7 +514,7 @@ class SimulatedPeer:
         self.handle(on.AggregationFinished(command.round_number, outcome.returned))
 
     def _commit(self, round_number: int) -> None:
-        self.model = self._mixed
+        self.model = self._start = self._mixed
         self.committed_rounds += 1
         self.last_commit_seconds = self.world.now
         self.topologies_of_round = [self.topology]

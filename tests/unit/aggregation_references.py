@@ -116,14 +116,17 @@ def seen(own: Vector, others: list[Vector], b: int, before: str) -> Seen:
     return Seen(everyone, weights)
 
 
-def _clip(data: Seen, threshold: float, *, drop: bool) -> Wide:
+def _clip(
+    data: Seen, threshold: float, *, drop: float | None = None, lengths: Wide | None = None
+) -> Wide:
     total = data.everyone[0].copy()
-    for row, distance, weight in zip(data.everyone[1:], data.distances, data.weights, strict=True):
+    lengths = data.distances if lengths is None else lengths
+    for row, length, weight in zip(data.everyone[1:], lengths, data.weights, strict=True):
         z = row - data.everyone[0]
-        if distance <= threshold:
+        if length <= threshold:
             total += weight * z
-        elif not drop or len(data.weights) < 3 or distance <= 3 * threshold:
-            total += weight * threshold / distance * z
+        elif drop is None or len(data.weights) < 3 or length <= drop * threshold:
+            total += weight * threshold / length * z
     return total
 
 
@@ -141,6 +144,7 @@ def reference(  # noqa: PLR0912 - one branch a rule
     b: int,
     before: str = NO_PRE_AGGREGATION,
     progress: float = 0.0,
+    start: Vector | None = None,
 ) -> Wide:
     """The rule's result with the options' defaults, shape (d,)."""
     data = seen(own, others, b, before)
@@ -152,15 +156,19 @@ def reference(  # noqa: PLR0912 - one branch a rule
     b = min(b, most)
     if rule == "mean":
         return everyone[0] + data.weights @ (everyone[1:] - everyone[0])
+    if rule == "median_clipping" and start is not None:
+        lengths = np.linalg.norm(everyone[1:] - start.astype(np.float64), axis=1)
+        threshold = np.sort(lengths)[k // 2 if k > 2 else 0]
+        return _clip(data, threshold, drop=2.0, lengths=lengths)
     if rule == "median_clipping":
-        return _clip(data, ordered[(k - 1) // 2], drop=True)
+        return _clip(data, ordered[(k - 1) // 2], drop=3.0)
     if rule == "clipped_gossip":
-        return _clip(data, ordered[k - 2 * b - 1], drop=True)
+        return _clip(data, ordered[k - 2 * b - 1], drop=3.0)
     if rule == "centred_clipping":
         order = np.argsort(data.distances)
         near = (data.weights * data.distances**2)[order[: k - b]].sum()
         far = data.weights[order[k - b :]].sum()
-        return _clip(data, np.sqrt(near / far) if b else np.inf, drop=False)
+        return _clip(data, np.sqrt(near / far) if b else np.inf)
     if rule == "coordinate_median":
         return np.median(everyone, axis=0)
     if rule == "trimmed_mean":

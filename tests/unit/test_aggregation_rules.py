@@ -20,14 +20,22 @@ sizes = st.sampled_from([1, 2, 7, 8, 9, 1000, 2048, 2049, 50_000])
 
 @pytest.mark.parametrize("before", list(PRE_AGGREGATIONS))
 @pytest.mark.parametrize("rule", list(RULES))
-@given(dimension=sizes, k=st.integers(1, 12), b=st.integers(0, 3), seed=st.integers(0, 2**32))
+@given(
+    dimension=sizes,
+    k=st.integers(1, 12),
+    b=st.integers(0, 3),
+    seed=st.integers(0, 2**32),
+    started=st.booleans(),
+)
 @settings(max_examples=25, deadline=None)
 def test_every_rule_agrees_with_its_formula(
-    rule: str, before: str, dimension: int, k: int, b: int, seed: int
+    rule: str, before: str, dimension: int, k: int, b: int, seed: int, started: bool
 ) -> None:
     own, others = scattered(dimension, k, seed)
-    result, _ = run(rule, own, others, b, before=before)
-    expected = reference(rule, own, others, b, before)
+    trained = np.random.default_rng(seed + 1).normal(size=dimension).astype(np.float32)
+    start = own - trained if started else None
+    result, _ = run(rule, own, others, b, before=before, start=start)
+    expected = reference(rule, own, others, b, before, start=start)
     scale = float(np.abs(expected).max()) + 1.0
     np.testing.assert_allclose(result, expected, atol=1e-5 * scale)
 
@@ -108,6 +116,23 @@ def test_median_clipping_says_what_it_did() -> None:
     assert outcome.weights == pytest.approx(
         {"n00": 1 / 6, "n01": 1 / 6, "n02": 1 / 6, "n03": 1 / 6 * 3 / 4, "n04": 0.0}
     )
+
+
+def test_median_clipping_measures_from_where_the_round_began() -> None:
+    start = np.zeros(3, np.float32)
+    own = np.array([0, 0, 4], np.float32)  # far from the others by its own training alone
+    others = [np.array([size, 0, 0], np.float32) for size in (1, 2, 3, 5)]
+    _, outcome = run("median_clipping", own, [*others, np.array([7, 0, 0], np.float32)])
+    assert outcome.dropped == ()
+    _, outcome = run(
+        "median_clipping", own, [*others, np.array([7, 0, 0], np.float32)], start=start
+    )
+    assert outcome.threshold == pytest.approx(3.0)
+    assert outcome.dropped == ("n04",)
+    assert outcome.distances == pytest.approx(
+        dict(zip(outcome.weights, (1, 2, 3, 5, 7), strict=True))
+    )
+    assert outcome.weights["n03"] == pytest.approx(1 / 6 * 3 / 5)
 
 
 def test_with_two_neighbours_nobody_is_dropped_and_the_nearer_sets_the_bound() -> None:
@@ -204,10 +229,11 @@ def far_and_near(returning: bool) -> list[NeighbourModel]:
     return [*near, NeighbourModel("d", np.full(4, 50.0, np.float32), 0.2, returning)]
 
 
-@pytest.mark.parametrize("rule", ["median_clipping", "clipped_gossip"])
+@pytest.mark.parametrize("rule", ["clipped_gossip"])
 def test_a_returning_neighbour_pulls_by_at_least_the_floor_and_is_not_dropped(rule: str) -> None:
     own, out = np.zeros(4, np.float32), np.empty(4, np.float32)
-    settings = {"floor": 10.0, "byzantine_neighbours": 1}
+    start = np.full(4, -10.0, np.float32)  # the own update has length 20, half of it is 10
+    settings = {"start": start, "byzantine_neighbours": 1}
     outcome = aggregate(rule, own, far_and_near(returning=False), out, **settings)
     assert outcome.dropped == ("d",)
     np.testing.assert_allclose(out, 0.1)
@@ -220,6 +246,6 @@ def test_a_returning_neighbour_pulls_by_at_least_the_floor_and_is_not_dropped(ru
 def test_a_returning_neighbour_within_reach_counts_whole_and_has_returned() -> None:
     own, out = np.zeros(4, np.float32), np.empty(4, np.float32)
     models = [replace(one, returning=one.name == "c") for one in far_and_near(returning=False)]
-    outcome = aggregate("median_clipping", own, models, out, floor=10.0)
+    outcome = aggregate("clipped_gossip", own, models, out, start=own)
     assert outcome.returned == ("c",)
     assert outcome.weights["c"] == 0.2
