@@ -1,4 +1,4 @@
-"""Rules that were tried as the default: what was chosen, and why not the others.
+"""Rules that were tried as the default, and what spoke against them.
 
     python benchmarks/rule_candidates.py [--seeds 3] [--rounds 100]
 
@@ -6,8 +6,8 @@ Each candidate clips at the median of lengths, and drops what is beyond some of 
 measure from the own model. Two remember each neighbour's difference of the round before, and count
 a neighbour less whose difference hardly changes: a slow drift stands still, honest training does
 not. An attacker that knows this shakes a little, which is what the attack named jitter does: it
-spends a share of its norm on noise. The last, which is the default now, measures lengths from the
-model that the round began with, which the site's own training has not moved.
+spends a share of its norm on noise. The last, which is the rule start_clipping, measures lengths
+from the model that the round began with, which the site's own training has not moved.
 
 Attackers know all honest models and tell each neighbour something else; accuracy in percent.
 """
@@ -132,7 +132,7 @@ CANDIDATES: dict[str, Callable[[], Candidate]] = {
     "dropped beyond 2": lambda: Candidate("candidate", "lab", drop=2.0),
     "memory, power 1": lambda: Candidate("candidate", "lab", drop=2.0, memory=1.0),
     "memory, power 2": lambda: Candidate("candidate", "lab", drop=2.0, memory=2.0),
-    "from the start": lambda: Candidate("candidate", "lab", drop=2.0, from_start=True),
+    "from the start": lambda: Candidate("candidate", "lab", from_start=True),
 }
 
 

@@ -87,6 +87,13 @@ RULES: Mapping[str, RuleDescription] = MappingProxyType(
                 tolerates=_minority_of_neighbours,
             ),
             RuleDescription(
+                "start_clipping",
+                "the same, measured from the model before this round's training; bounds liars that "
+                "know the rule more closely, and unlike honest sites too",
+                asks_for_b=False,
+                tolerates=_minority_of_neighbours,
+            ),
+            RuleDescription(
                 "coordinate_median",
                 "the median of each parameter; biased where sites' data differ",
                 asks_for_b=False,

@@ -14,7 +14,6 @@ from p2pfed.aggregation.rule import Parameters
 from p2pfed.aggregation.streaming import Wide
 
 DROP_FACTOR = 3.0  # a neighbour beyond this many thresholds has no weight
-START_DROP_FACTOR = 2.0  # the same, where lengths are measured from the start of the round
 DROP_NEIGHBOURS = 3  # fewer cannot tell an outlier from an unlike site
 
 
@@ -49,25 +48,29 @@ def _clip(
 
 
 def median_clipping(rows: Rows, parameters: Parameters) -> Decision:
+    """t = the lower median of the distances, so a minority of neighbours cannot raise it."""
+    lengths = rows.distances()
+    threshold = float(np.sort(lengths)[(len(lengths) - 1) // 2])
+    return _clip(rows, lengths, threshold, parameters, DROP_FACTOR)
+
+
+def start_clipping(rows: Rows, parameters: Parameters) -> Decision:
     """t = the median of the lengths ||y_j - x||, x the own model before this round's training;
     z_j is shortened by t / ||y_j - x||.
 
-    Lengths from y contain the own model's last step, all alike, so a liar that keeps within them
-    may pull by as much as well; from x they do not (centring at the result of the last
+    Distances from y contain the own model's last step, all alike, so a liar that keeps within
+    them may pull by as much as well; lengths from x do not (centring at the result of the last
     aggregation: Karimireddy, He, Jaggi, ICML 2021). The upper median of k is no more than the
     largest honest length while b <= (k - 1) // 2, as is the lower; it clips fewer honest sites.
 
-    Where x is not known (a round that was resumed after a crash), lengths are ||z_j||, t is their
-    lower median, and what is dropped lies further out, for honest lengths then differ more.
+    Where x is not known (a round that was resumed after a crash) this is ``median_clipping``.
     """
     if not rows.start_is_known:
-        lengths = rows.distances()
-        threshold = float(np.sort(lengths)[(len(lengths) - 1) // 2])
-        return _clip(rows, lengths, threshold, parameters, DROP_FACTOR)
+        return median_clipping(rows, parameters)
     lengths = rows.distances_to_start()
     # Of two neighbours the nearer sets the limit: neither can be told from a liar.
     rank = len(lengths) // 2 if len(lengths) >= DROP_NEIGHBOURS else (len(lengths) - 1) // 2
-    return _clip(rows, lengths, float(np.sort(lengths)[rank]), parameters, START_DROP_FACTOR)
+    return _clip(rows, lengths, float(np.sort(lengths)[rank]), parameters, DROP_FACTOR)
 
 
 def clipped_gossip(rows: Rows, parameters: Parameters) -> Decision:

@@ -28,6 +28,7 @@ IMPLEMENTATIONS: Mapping[str, Rule] = MappingProxyType(
         for name, apply in (
             ("mean", averaging.mean),
             ("median_clipping", clipping.median_clipping),
+            ("start_clipping", clipping.start_clipping),
             ("coordinate_median", medians.coordinate_median),
             ("geometric_median", medians.geometric_median),
             ("trimmed_mean", medians.trimmed_mean),

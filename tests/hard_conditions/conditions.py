@@ -46,13 +46,13 @@ def pid_of(hospital: Hospital) -> int:
     return hospital.process.pid
 
 
-def until_said(hospital: Hospital, text: str) -> HealthLine:
-    """Wait until health names a problem; it must name the next command as well."""
+def until_said(hospital: Hospital, *texts: str) -> HealthLine:
+    """Wait until health names a problem in one of these words, and the next command with it."""
 
     def lines(status: Status) -> list[HealthLine]:
-        return [line for line in status.health if text in line.problem]
+        return [one for one in status.health if any(text in one.problem for text in texts)]
 
-    [line, *_] = lines(hospital.until(f"health with {text!r}", lambda status: bool(lines(status))))
+    [line, *_] = lines(hospital.until(f"health with {texts}", lambda status: bool(lines(status))))
     assert line.command.startswith("p2pfed ")
     return line
 

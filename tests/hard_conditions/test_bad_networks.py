@@ -42,6 +42,7 @@ def network(three: Federation) -> Iterator[SmallNetwork]:
     network.close()
 
 
+@pytest.mark.slow
 def test_an_edge_whose_packets_vanish_is_noticed_at_both_ends_and_made_again(
     three: Federation, network: SmallNetwork
 ) -> None:

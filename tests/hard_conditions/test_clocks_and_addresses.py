@@ -77,6 +77,7 @@ def test_sites_that_restart_elsewhere_are_found_with_the_topology_file_as_it_was
     nothing_broke(three)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("days", [1, pytest.param(-1, marks=pytest.mark.slow)])
 def test_a_clock_that_is_stepped_by_a_day_stops_nobody(three: Federation, days: int) -> None:
     for hospital in three.hospitals:

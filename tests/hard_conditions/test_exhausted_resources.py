@@ -35,6 +35,7 @@ def three(short_tmp: Path) -> Iterator[Federation]:
         yield federation
 
 
+@pytest.mark.slow
 def test_a_daemon_that_may_open_no_more_files_keeps_its_links_and_recovers(
     three: Federation,
 ) -> None:

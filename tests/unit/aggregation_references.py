@@ -156,11 +156,11 @@ def reference(  # noqa: PLR0912 - one branch a rule
     b = min(b, most)
     if rule == "mean":
         return everyone[0] + data.weights @ (everyone[1:] - everyone[0])
-    if rule == "median_clipping" and start is not None:
+    if rule == "start_clipping" and start is not None:
         lengths = np.linalg.norm(everyone[1:] - start.astype(np.float64), axis=1)
         threshold = np.sort(lengths)[k // 2 if k > 2 else 0]
-        return _clip(data, threshold, drop=2.0, lengths=lengths)
-    if rule == "median_clipping":
+        return _clip(data, threshold, drop=3.0, lengths=lengths)
+    if rule in ("median_clipping", "start_clipping"):
         return _clip(data, ordered[(k - 1) // 2], drop=3.0)
     if rule == "clipped_gossip":
         return _clip(data, ordered[k - 2 * b - 1], drop=3.0)

@@ -118,19 +118,17 @@ def test_median_clipping_says_what_it_did() -> None:
     )
 
 
-def test_median_clipping_measures_from_where_the_round_began() -> None:
+def test_start_clipping_measures_from_where_the_round_began() -> None:
     start = np.zeros(3, np.float32)
-    own = np.array([0, 0, 4], np.float32)  # far from the others by its own training alone
-    others = [np.array([size, 0, 0], np.float32) for size in (1, 2, 3, 5)]
-    _, outcome = run("median_clipping", own, [*others, np.array([7, 0, 0], np.float32)])
+    own = np.array([0, 0, 9], np.float32)  # far from the others by its own training alone
+    others = [np.array([size, 0, 0], np.float32) for size in (1, 2, 3, 5, 10)]
+    _, outcome = run("start_clipping", own, others)
     assert outcome.dropped == ()
-    _, outcome = run(
-        "median_clipping", own, [*others, np.array([7, 0, 0], np.float32)], start=start
-    )
+    _, outcome = run("start_clipping", own, others, start=start)
     assert outcome.threshold == pytest.approx(3.0)
     assert outcome.dropped == ("n04",)
     assert outcome.distances == pytest.approx(
-        dict(zip(outcome.weights, (1, 2, 3, 5, 7), strict=True))
+        dict(zip(outcome.weights, (1, 2, 3, 5, 10), strict=True))
     )
     assert outcome.weights["n03"] == pytest.approx(1 / 6 * 3 / 5)
 
@@ -229,7 +227,7 @@ def far_and_near(returning: bool) -> list[NeighbourModel]:
     return [*near, NeighbourModel("d", np.full(4, 50.0, np.float32), 0.2, returning)]
 
 
-@pytest.mark.parametrize("rule", ["clipped_gossip"])
+@pytest.mark.parametrize("rule", ["median_clipping", "clipped_gossip"])
 def test_a_returning_neighbour_pulls_by_at_least_the_floor_and_is_not_dropped(rule: str) -> None:
     own, out = np.zeros(4, np.float32), np.empty(4, np.float32)
     start = np.full(4, -10.0, np.float32)  # the own update has length 20, half of it is 10
@@ -246,6 +244,6 @@ def test_a_returning_neighbour_pulls_by_at_least_the_floor_and_is_not_dropped(ru
 def test_a_returning_neighbour_within_reach_counts_whole_and_has_returned() -> None:
     own, out = np.zeros(4, np.float32), np.empty(4, np.float32)
     models = [replace(one, returning=one.name == "c") for one in far_and_near(returning=False)]
-    outcome = aggregate("clipped_gossip", own, models, out, start=own)
+    outcome = aggregate("median_clipping", own, models, out, start=own)
     assert outcome.returned == ("c",)
     assert outcome.weights["c"] == 0.2
