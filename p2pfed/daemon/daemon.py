@@ -44,7 +44,8 @@ from p2pfed.protocol.envelope import Offer, unwrap_key
 from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.header import SignedHeader
 from p2pfed.protocol.messages import AddressRecordNotice, AnswerCode
-from p2pfed.protocol.rounds import OwnState, RoundEngine
+from p2pfed.protocol.own_state import OwnState
+from p2pfed.protocol.rounds import RoundEngine
 from p2pfed.site_identity import check_membership
 from p2pfed.topology import Topology, load_topology
 from p2pfed.topology.diff import compare, fixed_changes

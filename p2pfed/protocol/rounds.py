@@ -10,29 +10,23 @@ its work is lost, and they are not kept waiting for rounds that they closed with
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 
 from p2pfed.errors import LocalProtocolError
 from p2pfed.protocol import commands as do
 from p2pfed.protocol import events as on
-from p2pfed.protocol import limits
 from p2pfed.protocol.evidence import HeaderLog
-from p2pfed.protocol.header import Kind, SignedHeader
-from p2pfed.protocol.messages import AnswerCode
+from p2pfed.protocol.exchange import Exchange
+from p2pfed.protocol.header import SignedHeader
 from p2pfed.protocol.neighbours import (
-    NEVER_PUBLISHED,
     Neighbour,
-    OfferDecision,
-    Repair,
     ReplicaState,
 )
+from p2pfed.protocol.own_state import OwnState
 from p2pfed.protocol.plan import FederationPlan
 from p2pfed.protocol.signed_rounds import SignedRounds
 
 NO_HEADER = bytes(32)
-LINK_GRACE_SECONDS = 10.0  # a neighbour that just went down is still waited for this long,
-LINK_GRACE_DEADLINES = 0.5  # or for this fraction of the round's deadline if that is less
 TRAINING_RETRY_SECONDS = 5.0  # the shell restarts the trainer meanwhile
 
 
@@ -53,44 +47,7 @@ _PLAN_IS_FIXED = (*_WORK_IN_HAND, Phase.STARTING)
 _REPLICAS_ARE_READ = (Phase.AGGREGATING, Phase.COMMITTING, Phase.STARTING)
 
 
-@dataclass(frozen=True, slots=True)
-class OwnState:
-    """What a peer knows of itself when its daemon starts; rebuilt from the store.
-
-    ``published`` is the last own delta header. Where it belongs to ``round_number`` the round
-    was published before the daemon ended, and goes on from there with the same bytes.
-    ``restored``: the state is older than what the peer has signed, or may be.
-    """
-
-    round_number: int
-    replica: bytes
-    published: SignedHeader | None
-    restored: bool = False
-
-
-@dataclass(slots=True)
-class RetainedDeltas:
-    """The own envelopes that can still be sent again, oldest first."""
-
-    headers: list[SignedHeader] = field(default_factory=list)
-
-    def add(self, signed: SignedHeader) -> None:
-        self.headers.append(signed)
-        del self.headers[: -limits.RETAINED_DELTAS]
-
-    def keep_only(self, topology_digest: bytes) -> None:
-        """Drop those that were signed under another topology file."""
-        self.headers = [s for s in self.headers if s.header.topology_digest == topology_digest]
-
-    def after(self, replica_held: bytes) -> list[SignedHeader]:
-        """The chain from ``replica_held`` to the newest, or nothing where it is broken."""
-        for index, signed in enumerate(self.headers):
-            if signed.header.replica_before == replica_held:
-                return self.headers[index:]
-        return []
-
-
-class RoundEngine:
+class RoundEngine(Exchange):
     """One peer's rounds.
 
     :param own: the restored state of this peer.
@@ -108,25 +65,14 @@ class RoundEngine:
         headers: HeaderLog,
         quarantined: Iterable[str],
     ) -> None:
-        self._plan = plan
-        self._next_plan: FederationPlan | None = None
-        self.round_number = own.round_number
+        super().__init__(plan, own, replicas, retained, headers, quarantined)
         self.phase = Phase.STARTING
-        self._replica = own.replica
-        self.published = own.published
-        self._retained = RetainedDeltas(list(retained))
-        self._retained.keep_only(plan.topology_digest)
-        self._headers = headers
-        self._quarantined = set(quarantined)
-        self._restored = dict(replicas)
         self._signed_rounds = SignedRounds(asking=own.restored)
-        self.neighbours: dict[str, Neighbour] = {}
         self.deadline_at_seconds: float | None = None
         self._deadline_passed = False
         self._asked_since_deadline = False
         self._quorum_noticed = False
         self._stopping = False
-        self._commands: list[do.Command] = []
 
     def handle(self, event: on.Event, now: float) -> list[do.Command]:  # noqa: PLR0912
         """Take one event and return what is to be done about it, in order.
@@ -167,25 +113,6 @@ class RoundEngine:
             case on.AggregationFinished() | on.AggregationFailed() | on.RoundCommitted():
                 self._round_closed(event, now)
         return self._commands
-
-    def waited_for(self, now: float) -> list[str]:
-        """The neighbours of this round that have not delivered but still may in time."""
-        return [
-            neighbour.site
-            for neighbour in self._of_this_round()
-            if not neighbour.delivered(self.round_number)
-            and not neighbour.quarantined
-            and not neighbour.failed_in(self.round_number)
-            and (neighbour.linked or now < neighbour.down_since_seconds + self._grace_seconds())
-        ]
-
-    @property
-    def quarantined(self) -> frozenset[str]:
-        """The sites that were convicted of an equivocation."""
-        return frozenset(self._quarantined)
-
-    def delivered(self) -> list[str]:
-        return [n.site for n in self._of_this_round() if n.delivered(self.round_number)]
 
     def _require(self, *phases: Phase) -> None:
         if self.phase not in phases:
@@ -250,24 +177,6 @@ class RoundEngine:
                 "state does not know: its state is old, or its key is in use elsewhere",
             )
 
-    def _meet_neighbours(self, now: float) -> None:
-        """Bring the table of neighbours in line with the plan, keeping what is known."""
-        wanted = set(self._plan.weights_of(self.round_number))
-        if self._plan.time_varying:
-            # A neighbour of some other round keeps its replica for the round it is due in.
-            wanted |= set(self.neighbours)
-        for site in sorted(wanted - set(self.neighbours)):
-            self._meet(site, now)
-        for site in sorted(set(self.neighbours) - wanted):
-            if self.neighbours[site].applying is None:
-                self._discard(self.neighbours.pop(site))
-
-    def _meet(self, site: str, now: float) -> Neighbour:
-        genesis = ReplicaState(self._plan.genesis_replica, NEVER_PUBLISHED, 0)
-        held = self._restored.pop(site, genesis)
-        self.neighbours[site] = Neighbour(site, held, now, quarantined=site in self._quarantined)
-        return self.neighbours[site]
-
     def _take_plan(self, plan: FederationPlan, now: float) -> None:
         """Take a new plan: for what is said to others at once, for whom to aggregate as soon as
         no vector is being worked on."""
@@ -290,11 +199,6 @@ class RoundEngine:
             return
         self._plan, self._next_plan = self._next_plan, None
         self._meet_neighbours(now)
-
-    @property
-    def _newest_plan(self) -> FederationPlan:
-        """What this peer tells its neighbours, and asks of their envelopes."""
-        return self._next_plan or self._plan
 
     def _begin_round(self, now: float) -> None:
         self._change_plan(now)
@@ -422,56 +326,6 @@ class RoundEngine:
                 self._signed_rounds.reported.add(event.site)
                 self._stop_asking(now)
 
-    def _answer_offer(self, event: on.OfferArrived) -> None:
-        neighbour = self.neighbours.get(event.site)
-        if neighbour is None:
-            decision = OfferDecision(AnswerCode.REFUSED, "not a neighbour in this topology")
-        else:
-            decision = self._decide(neighbour, event.signed)
-        self._commands.append(do.AnswerOffer(event.site, decision.code, decision.detail))
-        if neighbour is None:
-            return
-        if decision.code is AnswerCode.SEND:
-            neighbour.arriving = event.signed
-        elif decision.code is AnswerCode.REFUSED:
-            self._notice(do.NoticeKind.DELTA_REFUSED, event.site, decision.detail)
-        if decision.repair is Repair.AT_ONCE:
-            self._ask_for_repair(neighbour)
-        elif decision.repair is Repair.LATER:
-            neighbour.repair_later = True
-
-    def _decide(self, neighbour: Neighbour, signed: SignedHeader) -> OfferDecision:
-        header, plan = signed.header, self._newest_plan
-        for mine, theirs, what in (
-            (plan.federation_id, header.federation_id, "federation"),
-            (plan.topology_digest, header.topology_digest, "topology file"),
-            (plan.schema_digest, header.schema_digest, "model schema"),
-        ):
-            if mine != theirs:
-                return OfferDecision(
-                    AnswerCode.REFUSED,
-                    f"its {what} is {theirs.hex()[:12]}, this peer's is {mine.hex()[:12]}",
-                )
-        if header.kind is Kind.DELTA:
-            self._observe(neighbour.site, signed, neighbour.site)
-        if neighbour.rejected_in_round == self.round_number:
-            # Or it could have the same payload received and refused without end.
-            return OfferDecision(
-                AnswerCode.NOT_NOW, "what it sent this round could not be applied", Repair.LATER
-            )
-        return neighbour.decide(signed, self._plan.genesis_replica, self._newest_round())
-
-    def _newest_round(self) -> int:
-        """The last round whose delta is taken: a liar cannot claim the far future, and a peer
-        that fell behind still takes its neighbours' present."""
-        return max(self.round_number, self._median_announced_round()) + limits.ROUND_WINDOW
-
-    def _median_announced_round(self) -> int:
-        announced = sorted(
-            n.announced_round for n in self.neighbours.values() if n.linked and not n.quarantined
-        )
-        return announced[(len(announced) - 1) // 2] if announced else 0
-
     def _transfer_ended(self, event: on.PayloadReceived | on.TransferAborted, now: float) -> None:
         neighbour = self.neighbours.get(event.site)
         if neighbour is None or neighbour.arriving != event.signed:
@@ -515,72 +369,6 @@ class RoundEngine:
         self._release(now)
         if neighbour.repair_later and neighbour.linked and neighbour.idle():
             self._ask_for_repair(neighbour)
-
-    def _discard(self, neighbour: Neighbour) -> None:
-        for signed in neighbour.forget_transfers():
-            self._commands.append(do.DiscardPayload(neighbour.site, signed))
-
-    def _ask_for_repair(self, neighbour: Neighbour) -> None:
-        """Ask for what is missing; once a round of who sent what could not be applied, or it
-        would be asked for, sent and refused without end."""
-        neighbour.repair_later = neighbour.rejected_in_round == self.round_number
-        if neighbour.repair_later:
-            return
-        self._commands.append(do.RequestRepair(neighbour.site, neighbour.tip()))
-
-    def _send_newest(self, site: str) -> None:
-        if self._retained.headers:
-            self._commands.append(do.SendDelta(site, self._retained.headers[-1].digest))
-        else:
-            self._commands.append(do.SendSnapshot(site))
-
-    def _repair(self, event: on.WantArrived) -> None:
-        if self.published is None:
-            return
-        if event.site not in self.neighbours or self.neighbours[event.site].quarantined:
-            return
-        missing = self._retained.after(event.replica_held)
-        if missing:
-            self._commands.extend(do.SendDelta(event.site, s.digest) for s in missing)
-        elif event.replica_held != self._replica:
-            self._commands.append(do.SendSnapshot(event.site))
-
-    def _observe(self, sender: str, signed: SignedHeader, heard_from: str) -> None:
-        """Pass a near site's header on if it is new; two for one round are proof of a lie.
-
-        One of the far future is nobody's delta yet: taking it would let its sender fill the
-        log and the links with rounds that it makes up.
-        """
-        if signed.header.round_number > self._newest_round():
-            return
-        conflict = self._headers.observe(signed)
-        if conflict is None:
-            return
-        if conflict.digest == signed.digest:
-            if sender in self._plan.relayed:
-                self._commands.append(do.FloodHeader(signed, heard_from))
-        else:
-            self._quarantine(sender, conflict, signed)
-
-    def _quarantine(self, site: str, first: SignedHeader, second: SignedHeader) -> None:
-        if site in self._quarantined:
-            return
-        self._quarantined.add(site)
-        self._commands.append(do.Quarantine(site, first, second))
-        neighbour = self.neighbours.get(site)
-        if neighbour is not None:
-            neighbour.quarantined = True
-            self._discard(neighbour)
-
-    def _of_this_round(self) -> list[Neighbour]:
-        return [
-            self.neighbours[site]
-            for site in sorted(self._plan.weights_of(self.round_number))
-            if site in self.neighbours
-        ]
-
-    def _grace_seconds(self) -> float:
-        return min(LINK_GRACE_SECONDS, LINK_GRACE_DEADLINES * self._plan.deadline_seconds)
 
     def _try_close(self, now: float) -> None:
         """Aggregate once everybody who can deliver has, or at the deadline with a quorum."""
@@ -681,6 +469,3 @@ class RoundEngine:
         if self._stopping and self.phase not in _WORK_IN_HAND:
             self.phase = Phase.HALTED
             self._commands.append(do.Halt())
-
-    def _notice(self, kind: do.NoticeKind, site: str | None, detail: str) -> None:
-        self._commands.append(do.Notice(kind, self.round_number, site, detail))

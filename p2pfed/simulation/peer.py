@@ -23,8 +23,9 @@ from p2pfed.protocol import limits
 from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.header import Kind, SignedHeader
 from p2pfed.protocol.neighbours import NEVER_PUBLISHED, ReplicaState
+from p2pfed.protocol.own_state import OwnState
 from p2pfed.protocol.plan import FederationPlan
-from p2pfed.protocol.rounds import OwnState, RoundEngine
+from p2pfed.protocol.rounds import RoundEngine
 from p2pfed.simulation.behaviour import Behaviour
 from p2pfed.simulation.envelopes import Envelope, Statement, encode_delta, encode_snapshot
 from p2pfed.simulation.outbox import Outbox

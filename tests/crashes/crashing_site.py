@@ -33,8 +33,9 @@ from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.header import Header, Kind, SignedHeader, sign_header
 from p2pfed.protocol.messages import AnswerCode
 from p2pfed.protocol.neighbours import NOTHING_HELD
+from p2pfed.protocol.own_state import OwnState
 from p2pfed.protocol.plan import FederationPlan
-from p2pfed.protocol.rounds import NO_HEADER, OwnState, Phase, RoundEngine
+from p2pfed.protocol.rounds import NO_HEADER, Phase, RoundEngine
 
 Vector = npt.NDArray[np.float32]
 

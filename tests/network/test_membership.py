@@ -33,7 +33,8 @@ from p2pfed.protocol.messages import (
     Want,
 )
 from p2pfed.protocol.neighbours import NEVER_PUBLISHED
-from p2pfed.protocol.rounds import OwnState, RoundEngine
+from p2pfed.protocol.own_state import OwnState
+from p2pfed.protocol.rounds import RoundEngine
 from p2pfed.topology import Topology
 from p2pfed.topology.plan import peer_ids_of, plan_of
 

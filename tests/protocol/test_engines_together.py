@@ -20,8 +20,9 @@ from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.header import Header, Kind, SignedHeader
 from p2pfed.protocol.messages import AnswerCode
 from p2pfed.protocol.neighbours import NEVER_PUBLISHED
+from p2pfed.protocol.own_state import OwnState
 from p2pfed.protocol.plan import FederationPlan
-from p2pfed.protocol.rounds import OwnState, Phase, RoundEngine
+from p2pfed.protocol.rounds import Phase, RoundEngine
 
 ROUNDS = 12
 EVENT_LIMIT = 60_000

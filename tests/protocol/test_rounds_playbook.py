@@ -13,8 +13,9 @@ from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.header import Header, Kind, SignedHeader
 from p2pfed.protocol.messages import AnswerCode
 from p2pfed.protocol.neighbours import NEVER_PUBLISHED, NOTHING_HELD, ReplicaState
+from p2pfed.protocol.own_state import OwnState
 from p2pfed.protocol.plan import FederationPlan
-from p2pfed.protocol.rounds import NO_HEADER, OwnState, Phase, RoundEngine
+from p2pfed.protocol.rounds import NO_HEADER, Phase, RoundEngine
 
 GENESIS = b"G" * 32
 TOPOLOGY = b"T" * 32
