@@ -4,7 +4,8 @@ in weight stays with y.
 
 After a partition each side is far from the other, and to a robust rule that looks like a lie: on
 a graph whose sides hang together by few edges, both would drop the other for ever. So a row that
-is returning pulls by at least ``floor``, and is not dropped, until it is near again.
+is returning pulls by at least ``floor``, and is not dropped, until it would not be clipped: were
+it left to itself as soon as it is near enough not to be dropped, it would be driven off again.
 """
 
 import numpy as np
@@ -35,7 +36,7 @@ def _clip(
     dropped = np.zeros(rows.count - 1, dtype=bool)
     if drop_factor is not None and rows.count - 1 >= DROP_NEIGHBOURS:
         dropped = lengths > drop_factor * threshold
-    forgiven = dropped & parameters.returning
+    forgiven = parameters.returning & far
     if parameters.returning.any():
         dropped = dropped & ~parameters.returning
         reach = max(threshold, parameters.floor)

@@ -31,9 +31,9 @@ def nothing() -> Mask:
 class Decision:
     """What a rule did with its rows after the own one: ``shares``, shape (rows - 1,), each row's
     part in the result; ``dropped``, of the same shape, those that it refused (empty: none), and
-    ``forgiven`` those that it would have, but for their returning; ``threshold``, the distance
-    beyond which it clipped or refused; ``lengths``, shape (rows - 1,), what it compared with
-    that."""
+    ``forgiven`` those that it would have clipped, but for their returning; ``threshold``, the
+    distance beyond which it clipped or refused; ``lengths``, shape (rows - 1,), what it compared
+    with that."""
 
     shares: Wide
     dropped: Mask = field(default_factory=nothing)

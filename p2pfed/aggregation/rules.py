@@ -18,7 +18,7 @@ from p2pfed.aggregation.streaming import NeighbourModel, StreamedModels, Vector,
 from p2pfed.errors import AggregationError
 from p2pfed.rules_catalogue import NO_PRE_AGGREGATION, RULES, RuleDescription
 
-RETURNING_REACH = 0.5  # of the own update
+RETURNING_REACH = 2.0  # own updates
 
 PreAggregation = Callable[[StreamedModels, int, bytes | None], Rows]
 
@@ -100,8 +100,8 @@ def aggregate(
     :param options: of the rule, by the names in its description; the others keep their
         defaults.
     :param start: x, the own model before this round's training, shape (d,), float32; None:
-        not known. A rule that clips lets a returning neighbour pull by RETURNING_REACH of
-        ||y - x|| at least, where nothing is done to the models before.
+        not known. A rule that clips lets a returning neighbour pull by RETURNING_REACH
+        times ||y - x|| at least, where nothing is done to the models before.
     :raises AggregationError: unknown rule, pre-aggregation or option, unlike shapes, or values
         that are not finite; it names the neighbour where one is at fault. ``out`` is then
         meaningless.

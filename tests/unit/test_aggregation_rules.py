@@ -230,7 +230,7 @@ def far_and_near(returning: bool) -> list[NeighbourModel]:
 @pytest.mark.parametrize("rule", ["median_clipping", "clipped_gossip"])
 def test_a_returning_neighbour_pulls_by_at_least_the_floor_and_is_not_dropped(rule: str) -> None:
     own, out = np.zeros(4, np.float32), np.empty(4, np.float32)
-    start = np.full(4, -10.0, np.float32)  # the own update has length 20, half of it is 10
+    start = np.full(4, -2.5, np.float32)  # the own update has length 5, twice that is 10
     settings = {"start": start, "byzantine_neighbours": 1}
     outcome = aggregate(rule, own, far_and_near(returning=False), out, **settings)
     assert outcome.dropped == ("d",)
