@@ -51,7 +51,8 @@ def test_two_sites_that_nobody_can_dial_learn_together_through_a_third(walled: F
     assert [each["outcome"] for each in by_name["beta"]["addresses"]] == ["refused"]
     assert "for a direct way" in by_name["beta"]["advice"][0]
     assert by_name["gamma"]["advice"] == []
-    assert report["relays"] == ["gamma"]
+    # One of the two ends has to have a place at the relay for the edge between them.
+    assert "gamma" in [*report["relays"], *json.loads(netcheck(beta).stdout)["relays"]]
     beta.send(signal.SIGKILL)
     beta.wait()
     alpha.until("the loss of beta", lambda s: not linked(s, "beta"))
