@@ -99,7 +99,10 @@ async def test_a_delta_counts_for_the_one_key_that_signed_it(short_tmp: Path) ->
         assert all("Traceback" not in site.log.read_text() for site in (alpha, beta, gamma))
 
 
-@pytest.mark.parametrize("protocol", [limits.CONTROL_PROTOCOL, limits.DELTA_PROTOCOL])
+@pytest.mark.parametrize(
+    "protocol",
+    [limits.CONTROL_PROTOCOL, pytest.param(limits.DELTA_PROTOCOL, marks=pytest.mark.slow)],
+)
 async def test_one_undecodable_message_costs_its_sender_and_nobody_else(
     protocol: str, short_tmp: Path
 ) -> None:

@@ -81,6 +81,7 @@ def test_one_liar_ruins_the_mean_and_not_the_default(short_tmp: Path) -> None:
     assert events(honest, "published a lie") == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_process_of_either_kind(short_tmp: Path) -> None:
     process = demo("--keep", str(short_tmp / "kept"), cwd=short_tmp)
     hostile = short_tmp / "kept" / "mean" / "impostor"

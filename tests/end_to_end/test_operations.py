@@ -90,6 +90,7 @@ def is_heard(status: Status, name: str) -> bool:
     return neighbour.staleness == 0 and neighbour.weight > 0
 
 
+@pytest.mark.slow
 def test_backups_of_a_running_daemon_are_whole_each_time(
     trio_of_sites: Federation, short_tmp: Path
 ) -> None:
@@ -117,6 +118,7 @@ def test_backups_of_a_running_daemon_are_whole_each_time(
     assert alpha.until_round(rounds[-1] + 1).totals.deltas_rejected == 0
 
 
+@pytest.mark.slow
 def test_a_bug_report_of_a_daemon_that_runs_that_hangs_and_that_stopped(
     short_tmp: Path,
 ) -> None:

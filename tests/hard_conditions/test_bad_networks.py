@@ -68,6 +68,7 @@ def test_an_edge_whose_packets_vanish_is_noticed_at_both_ends_and_made_again(
     nobody_was_held_up(three.hospitals)
 
 
+@pytest.mark.slow
 def test_a_site_that_nobody_can_dial_takes_part_because_it_dials(
     three: Federation, network: SmallNetwork
 ) -> None:

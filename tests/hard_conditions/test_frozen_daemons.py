@@ -26,6 +26,7 @@ def three(short_tmp: Path) -> Iterator[Federation]:
         yield federation
 
 
+@pytest.mark.slow
 def test_a_stopped_daemon_is_noticed_gone_on_without_and_catches_up(three: Federation) -> None:
     three.start()
     alpha, beta, gamma = three.hospitals

@@ -121,6 +121,7 @@ def test_a_disk_that_fails_is_said_and_nothing_committed_is_lost(three: Federati
     nobody_was_held_up((beta, gamma))
 
 
+@pytest.mark.slow
 def test_a_log_that_cannot_be_written_ends_nothing(three: Federation) -> None:
     """``p2pfed run 2>&1 | tee log`` whose tee is gone."""
     alpha, beta, gamma = three.hospitals
