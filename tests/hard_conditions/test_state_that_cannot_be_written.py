@@ -32,6 +32,7 @@ def three(short_tmp: Path) -> Iterator[Federation]:
         yield federation
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_its_site_rounds_until_there_is_room_again(three: Federation) -> None:
     alpha, beta, gamma = three.hospitals
     disk = SmallDisk(alpha, DISK_BYTES)
