@@ -52,6 +52,7 @@ CHUNK_TIMEOUT_SECONDS = 60.0  # for an offer or a chunk of 1 MiB: at least 17 KB
 # Chunks that were written may still be on their way before the reply: the multiplexer lets
 # 16 MiB be under way, which is 53 s at 0.3 MB/s.
 REPLY_TIMEOUT_SECONDS = 120.0
+REASON_TIMEOUT_SECONDS = 1.0  # it came before the stream broke, or never will
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,17 +107,35 @@ async def _transfer(stream: Stream, offer: Offer, file: BinaryIO) -> SendOutcome
         sealed = file.read(sealed_chunk_bytes(header, index))
         if len(sealed) != sealed_chunk_bytes(header, index):
             raise TransportError(f"{file.name} is shorter than its header says")
-        await stream.send_all(sealed)
+        try:
+            await stream.send_all(sealed)
+        except TransportError as broken:
+            raise await _reason_given(stream) or broken from None
     receipt = await _receive(stream)
     if not isinstance(receipt, Receipt):
         raise MalformedMessageError("it ended a transfer without a receipt")
     if not receipt.accepted:
-        raise TransportError(f"it did not accept the payload: {receipt.detail}")
+        raise _refused(receipt)
     return SendOutcome(True, answer.code, receipt.detail)
 
 
-async def _receive(stream: Stream) -> Answer | Receipt:
-    body = await _receive_frame(stream, limits.MAX_MESSAGE_BYTES, REPLY_TIMEOUT_SECONDS)
+def _refused(receipt: Receipt) -> TransportError:
+    return TransportError(f"it did not accept the payload: {receipt.detail}")
+
+
+async def _reason_given(stream: Stream) -> TransportError | None:
+    """Why the receiver broke off: one that refuses a chunk says so before it does."""
+    try:
+        receipt = await _receive(stream, REASON_TIMEOUT_SECONDS)
+    except (TransportError, RemoteProtocolError):
+        return None
+    return _refused(receipt) if isinstance(receipt, Receipt) and not receipt.accepted else None
+
+
+async def _receive(
+    stream: Stream, timeout_seconds: float = REPLY_TIMEOUT_SECONDS
+) -> Answer | Receipt:
+    body = await _receive_frame(stream, limits.MAX_MESSAGE_BYTES, timeout_seconds)
     message = decode_message(body)
     if not isinstance(message, Answer | Receipt):
         raise MalformedMessageError("not an answer")

@@ -167,9 +167,14 @@ class YamuxStream(IMuxedStream):  # type: ignore[misc]
         await trio.lowlevel.checkpoint()
 
     def end(self) -> None:
-        """Both ends are gone at once: a reset."""
-        self.was_reset = self.local_end = self.remote_end = True
+        """Both ends are gone at once: a reset by this end."""
+        self.end_from_afar()
         self.forget()
+
+    def end_from_afar(self) -> None:
+        """The peer reset it; what came before can still be read, for it may say why."""
+        self.was_reset = self.local_end = self.remote_end = True
+        self.wake()
 
     def lose_connection(self) -> None:
         """What came before can still be read; only a stream the peer had ended is whole."""
@@ -418,7 +423,7 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
 
     def _take_end(self, stream: YamuxStream, flags: int) -> None:
         if flags & RST:
-            stream.end()
+            stream.end_from_afar()
         stream.remote_end = True
         stream.wake()
         if stream.local_end:

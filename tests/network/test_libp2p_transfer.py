@@ -142,6 +142,24 @@ async def test_cancelling_transfers_midway_never_harms_the_connection() -> None:
         assert first.recorder.count("disconnected", second.peer_id) == 0
 
 
+async def test_who_breaks_off_a_transfer_is_heard_to_the_end() -> None:
+    first, second = Site(1), Site(2)
+
+    async def refuse(stream: Stream) -> None:
+        await stream.send_all(b"because")
+        await stream.abort()
+
+    second.transport.set_handler(BULK, refuse)
+    async with running(first, second):
+        await first.dial(second)
+        stream = await first.transport.open_stream(second.peer_id, BULK)
+        with pytest.raises(TransportError):
+            await stream.send_all(bytes(BULK_BYTES))
+        assert await stream.receive_exactly(7) == b"because"
+        with pytest.raises(TransportError):
+            await stream.receive_some()
+
+
 async def test_an_unknown_protocol_is_an_error_and_nothing_more() -> None:
     first, second = Site(1), Site(2)
     async with running(first, second):

@@ -178,6 +178,22 @@ async def test_a_connection_that_goes_before_the_end_is_no_end(nursery: trio.Nur
         await stream.read()
 
 
+async def test_what_came_before_the_peer_reset_a_stream_can_still_be_read(
+    nursery: trio.Nursery,
+) -> None:
+    connection, channel, stream = await accepted(nursery)
+    await channel.to_read.send(frame(DATA, 0, 1, 5, b"hello"))
+    await channel.to_read.send(frame(WINDOW_UPDATE, RST, 1, 0))
+    while connection._streams:
+        await trio.testing.wait_all_tasks_blocked()
+    with pytest.raises(MuxedStreamReset):
+        await stream.write(b"x" * MAX_WINDOW_BYTES)
+    assert await stream.read() == b"hello"
+    with pytest.raises(MuxedStreamReset):
+        await stream.read()
+    await channel.close()
+
+
 async def test_data_for_a_stream_closed_here_is_answered_with_a_reset(
     nursery: trio.Nursery,
 ) -> None:
