@@ -171,8 +171,8 @@ def _check(
     names = [neighbour.name for neighbour in neighbours]
     if len(set(names)) < len(names):
         raise AggregationError("two neighbours have one name")
-    models = [(None, own), (None, own if start is None else start)]
-    labelled = [(None, out), *models, *((n.name, n.vector) for n in neighbours)]
+    mine = [(None, own)] if start is None else [(None, own), (None, start)]
+    labelled = [(None, out), *mine, *((n.name, n.vector) for n in neighbours)]
     for name, vector in labelled:
         if vector.dtype != np.float32 or vector.shape != (own.shape[0],):
             raise AggregationError(
@@ -189,9 +189,8 @@ def _outcome(rule: str, rows: Rows, decision: Decision, *, mixed: bool) -> Outco
     names = rows.models.names
     shares = rows.effective(decision.shares)
     refused = shares == 0.0 if mixed else decision.dropped
-    lengths = rows.models.known_distances if mixed else decision.lengths
-    if lengths is None:
-        lengths = rows.models.known_distances
+    # Those of mixtures are of nobody.
+    lengths = rows.models.known_distances if mixed or decision.lengths is None else decision.lengths
     forgiven = {name for name, yes in zip(names, decision.forgiven.tolist(), strict=False) if yes}
     return Outcome(
         rule,

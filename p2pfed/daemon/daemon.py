@@ -45,6 +45,7 @@ from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.header import SignedHeader
 from p2pfed.protocol.messages import AddressRecordNotice, AnswerCode
 from p2pfed.protocol.own_state import OwnState
+from p2pfed.protocol.plan import FederationPlan
 from p2pfed.protocol.rounds import RoundEngine
 from p2pfed.site_identity import check_membership
 from p2pfed.topology import Topology, load_topology
@@ -140,7 +141,10 @@ class Daemon:
         """
         async with trio.open_nursery() as nursery:
             await nursery.start(self._trainer.run)
-            self._build()
+            plan = self._bind()
+            # Reads every vector and ciphertext that is kept.
+            await trio.to_thread.run_sync(self._recover)
+            self._build(plan)
             await nursery.start(self._heed_signals)
             await nursery.start(
                 serve_control,
@@ -187,17 +191,24 @@ class Daemon:
         await self._links.say_goodbye("its operator stopped it")
         everything.cancel()
 
-    def _build(self) -> None:
-        ready, genesis = self._trainer.ready, self._trainer.genesis
+    def _bind(self) -> FederationPlan:
+        """This site's plan, once its state is known to belong to this federation."""
+        ready = self._trainer.ready
         self._check_model_size(ready.dimension)
         plan = plan_of(self.topology, self._name, ready.schema_digest, self._trainer.genesis_digest)
         self.store.bind(plan.federation_id)
-        for damaged in self.store.recover(self._trainer.genesis_digest, ready.optimiser_floats):
+        return plan
+
+    def _recover(self) -> None:
+        floats = self._trainer.ready.optimiser_floats
+        for damaged in self.store.recover(self._trainer.genesis_digest, floats):
             log.error("a damaged file of the state is given up", path=str(damaged))
+
+    def _build(self, plan: FederationPlan) -> None:
         work = self._make_work(
             self.store,
             self.identity,
-            genesis,
+            self._trainer.genesis,
             codec=self.topology.file.codec.name,
             mixing=Mixing.of(self.topology.file),
         )
@@ -217,7 +228,7 @@ class Daemon:
             headers,
             self.store.quarantined(),
         )
-        self._restore_trainer(ready)
+        self._restore_trainer(self._trainer.ready)
         self._runtime = Runtime(
             engine=engine,
             plan=plan,

@@ -107,9 +107,13 @@ class RoundWork:
         return {site: stored.state for site, stored in self._replicas.items()}
 
     def _own_replica(self) -> npt.NDArray[np.float32]:
-        if self.own_digest == self.genesis_digest:
+        return self._own_vector(self.own_digest)
+
+    def _own_vector(self, digest: bytes) -> npt.NDArray[np.float32]:
+        """One that this peer made: the genesis model is stored nowhere."""
+        if digest == self.genesis_digest:
             return self._genesis
-        return self._store.vector(self.own_digest, self.dimension)
+        return self._store.vector(digest, self.dimension)
 
     def _context(
         self, plan: FederationPlan, kind: Kind, codec: str, round_number: int, sequence: int
@@ -331,27 +335,22 @@ class RoundWork:
             NeighbourModel(i.site, self._replica(i.site), i.weight, i.returning)
             for i in command.inputs
         ]
+        start = self._start_digest
         outcome = self._mixing.aggregate(
             command.round_number,
             plan.total_rounds,
             own,
             models,
             pending.array,
-            start=self._round_start(),
+            start=None if start is None else self._own_vector(start),
         )
         step = np.float32(self._mixing.step)
-        for start in range(0, self.dimension, MIXING_CHUNK_PARAMETERS):
-            part = slice(start, start + MIXING_CHUNK_PARAMETERS)
+        for first in range(0, self.dimension, MIXING_CHUNK_PARAMETERS):
+            part = slice(first, first + MIXING_CHUNK_PARAMETERS)
             pending.array[part] = trained[part] + step * (pending.array[part] - own[part])
         digest = vector_digest(pending.array)
         self._store.keep_vector(pending, digest)
         return Mixed(digest, pending.array, outcome)
-
-    def _round_start(self) -> npt.NDArray[np.float32] | None:
-        """The model that the round began with, where it is known."""
-        if self._start_digest is None or self._start_digest == self.genesis_digest:
-            return None if self._start_digest is None else self._genesis
-        return self._store.vector(self._start_digest, self.dimension)
 
     def commit(
         self,

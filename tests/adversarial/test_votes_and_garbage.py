@@ -1,14 +1,11 @@
 """Two attacks that broke systems like this one, against real daemons."""
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import trio
 from federation import Federation, Hospital
-from hostile_member import PARAMETERS, envelope, hostile_link
+from hostile_member import PARAMETERS, envelope, hostile_link, waiting
 
 from p2pfed.daemon.delta_exchange import send_envelope
 from p2pfed.daemon.status import Status
@@ -48,17 +45,13 @@ def another_as_sender(mallory: Identity, others: list[Hospital], s: SignedHeader
     return signed_as_is(mallory, s, pack(fields))
 
 
-async def until(site: Hospital, what: str, holds: Callable[[Status], bool]) -> Status:
-    return await trio.to_thread.run_sync(partial(site.until, what, holds))
-
-
 async def started(first: Hospital, *others: Hospital) -> Status:
     """The first site's status in round 0, which names the genesis model, once all have gone on."""
     first.start()
-    status = await until(first, "collecting", lambda s: s.round.phase == "collecting")
+    status = await waiting(first, "collecting", lambda s: s.round.phase == "collecting")
     for site in others:
         site.start()
-    await until(first, "a round", lambda s: s.round.number >= 1)
+    await waiting(first, "a round", lambda s: s.round.number >= 1)
     return status
 
 
@@ -67,7 +60,7 @@ async def two_more_rounds(*sites: Hospital) -> None:
         now = site.status()
         assert now is not None
         done = now.round.number
-        await until(site, "two more rounds", lambda s, done=done: s.round.number >= done + 2)
+        await waiting(site, "two more rounds", lambda s, done=done: s.round.number >= done + 2)
 
 
 async def test_a_delta_counts_for_the_one_key_that_signed_it(short_tmp: Path) -> None:

@@ -1,11 +1,9 @@
 """Networks that lose, block and swallow packets."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from conditions import (
-    DEADLINE_SECONDS,
     goes_on,
     nobody_was_held_up,
     nothing_broke,
@@ -25,14 +23,6 @@ pytestmark = pytest.mark.daemons
 
 LOSS = 0.2
 CAP_KILOBITS_PER_SECOND = 512
-
-
-@pytest.fixture
-def three(short_tmp: Path) -> Iterator[Federation]:
-    with Federation(
-        short_tmp, ["alpha", "beta", "gamma"], round={"deadline_seconds": DEADLINE_SECONDS}
-    ) as federation:
-        yield federation
 
 
 @pytest.fixture

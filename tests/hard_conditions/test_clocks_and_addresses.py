@@ -1,11 +1,9 @@
 """Clocks that are stepped and sites that move."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conditions import (
-    DEADLINE_SECONDS,
     goes_on,
     nobody_was_held_up,
     nothing_broke,
@@ -20,14 +18,6 @@ pytestmark = pytest.mark.daemons
 
 DAY_SECONDS = 86_400
 PROGRAM = (str(Path(__file__).with_name("shifted_clock.py")),)
-
-
-@pytest.fixture
-def three(short_tmp: Path) -> Iterator[Federation]:
-    with Federation(
-        short_tmp, ["alpha", "beta", "gamma"], round={"deadline_seconds": DEADLINE_SECONDS}
-    ) as federation:
-        yield federation
 
 
 def set_clock(hospital: Hospital, seconds: float) -> None:

@@ -5,12 +5,10 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conditions import (
-    DEADLINE_SECONDS,
     goes_on,
     nobody_was_held_up,
     nothing_broke,
@@ -25,14 +23,6 @@ pytestmark = pytest.mark.daemons
 SPARE_DESCRIPTORS = 6  # what the daemon may open beyond what it has open
 INTRUDERS = 24  # fewer than the door admits from one address, so that they stay
 MEBIBYTE = 1 << 20
-
-
-@pytest.fixture
-def three(short_tmp: Path) -> Iterator[Federation]:
-    with Federation(
-        short_tmp, ["alpha", "beta", "gamma"], round={"deadline_seconds": DEADLINE_SECONDS}
-    ) as federation:
-        yield federation
 
 
 @pytest.mark.slow

@@ -2,12 +2,9 @@
 
 import os
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from conditions import (
-    DEADLINE_SECONDS,
     goes_on,
     nobody_was_held_up,
     nothing_broke,
@@ -16,14 +13,6 @@ from conditions import (
 from federation import Federation
 
 pytestmark = pytest.mark.daemons
-
-
-@pytest.fixture
-def three(short_tmp: Path) -> Iterator[Federation]:
-    with Federation(
-        short_tmp, ["alpha", "beta", "gamma"], round={"deadline_seconds": DEADLINE_SECONDS}
-    ) as federation:
-        yield federation
 
 
 @pytest.mark.slow

@@ -3,12 +3,10 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conditions import (
-    DEADLINE_SECONDS,
     goes_on,
     nobody_was_held_up,
     nothing_broke,
@@ -22,14 +20,6 @@ pytestmark = pytest.mark.daemons
 DISK_BYTES = 12 * MEGABYTE  # the journal's write-ahead log alone takes up to 4 MB
 FAILING_DISK_BYTES = 64 * MEGABYTE
 NO_ROOM = ("No space left on device", "disk is full")  # as files say it, and as SQLite does
-
-
-@pytest.fixture
-def three(short_tmp: Path) -> Iterator[Federation]:
-    with Federation(
-        short_tmp, ["alpha", "beta", "gamma"], round={"deadline_seconds": DEADLINE_SECONDS}
-    ) as federation:
-        yield federation
 
 
 @pytest.mark.slow

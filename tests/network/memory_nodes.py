@@ -157,7 +157,9 @@ class Node(Daemon):
             self._federation.changed()
 
     async def _run_parts(self, task_status: trio.TaskStatus[None]) -> None:
-        self._build()
+        plan = self._bind()
+        self._recover()  # in no thread: a thread does not stop the virtual clock
+        self._build(plan)
         self._runtime.offload = run_inline
         async with trio.open_nursery() as nursery:
             await nursery.start(self._transport.run)
