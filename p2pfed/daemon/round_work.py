@@ -332,7 +332,7 @@ class RoundWork:
         trained = self._store.vector(self._trained_digest, self.dimension)
         pending = self._store.new_vector("mixed", self.dimension)
         models = [
-            NeighbourModel(i.site, self._replica(i.site), i.weight, i.returning)
+            NeighbourModel(i.site, self._replica(i.site), i.counted_weight, i.returning)
             for i in command.inputs
         ]
         start = self._start_digest

@@ -119,13 +119,19 @@ class Quarantine:
 
 @dataclass(frozen=True, slots=True)
 class AggregationInput:
-    """``weight`` is the mixing weight of the edge, ``staleness`` in rounds. ``returning``: it
-    was left out for some rounds, and has not been near since."""
+    """``weight`` is the mixing weight of the edge, of which ``share`` counts in this round;
+    ``staleness`` in rounds. ``returning``: it was left out for some rounds, and has not been
+    near since."""
 
     site: str
     weight: float
     staleness: int
     returning: bool = False
+    share: float = 1.0
+
+    @property
+    def counted_weight(self) -> float:
+        return self.weight * self.share
 
 
 @dataclass(frozen=True, slots=True)

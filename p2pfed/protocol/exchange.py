@@ -56,10 +56,12 @@ class Exchange:
 
     def waited_for(self, now: float) -> list[str]:
         """The neighbours of this round that have not delivered but still may in time."""
+        if self._plan.asynchronous and self._has_quorum():
+            return []
         return [
             neighbour.site
             for neighbour in self._of_this_round()
-            if not neighbour.delivered(self.round_number)
+            if not self._has_delivered(neighbour)
             and not neighbour.quarantined
             and not neighbour.failed_in(self.round_number)
             and (neighbour.linked or now < neighbour.down_since_seconds + self._grace_seconds())
@@ -71,7 +73,27 @@ class Exchange:
         return frozenset(self._quarantined)
 
     def delivered(self) -> list[str]:
-        return [n.site for n in self._of_this_round() if n.delivered(self.round_number)]
+        return [n.site for n in self._of_this_round() if self._has_delivered(n)]
+
+    def _has_delivered(self, neighbour: Neighbour) -> bool:
+        """Whether the round needs nothing better of it to close."""
+        if self._plan.asynchronous:
+            return self._may_count(neighbour)
+        return neighbour.delivered(self.round_number)
+
+    def _may_count(self, neighbour: Neighbour) -> bool:
+        """Whether its model may enter this round's aggregation."""
+        too_old = self._staleness(neighbour) > self._plan.max_staleness
+        return neighbour.usable(self.round_number) and not too_old
+
+    def _staleness(self, neighbour: Neighbour) -> int:
+        return max(0, self.round_number - neighbour.held.round_number)
+
+    def _quorum(self) -> int:
+        return self._plan.quorum_of(len(self._of_this_round()))
+
+    def _has_quorum(self) -> bool:
+        return len(self.delivered()) >= self._quorum()
 
     def _meet_neighbours(self, now: float) -> None:
         """Bring the table of neighbours in line with the plan, keeping what is known."""
@@ -138,7 +160,10 @@ class Exchange:
     def _newest_round(self) -> int:
         """The last round whose delta is taken: a liar cannot claim the far future, and a peer
         that fell behind still takes its neighbours' present."""
-        return max(self.round_number, self._median_announced_round()) + limits.ROUND_WINDOW
+        window = limits.ROUND_WINDOW
+        if self._plan.asynchronous:
+            window += self._plan.max_staleness  # by so much a fast neighbour may be ahead
+        return max(self.round_number, self._median_announced_round()) + window
 
     def _median_announced_round(self) -> int:
         announced = sorted(

@@ -26,6 +26,7 @@ class FederationPlan:
     quorum: float  # fraction of a round's neighbours, rounded up
     max_staleness: int  # rounds
     relayed: frozenset[str]
+    asynchronous: bool = False  # a round waits for nobody whose model may still be used
 
     def quorum_of(self, neighbour_count: int) -> int:
         return math.ceil(self.quorum * neighbour_count)

@@ -15,6 +15,7 @@ from enum import StrEnum
 from p2pfed.errors import LocalProtocolError
 from p2pfed.protocol import commands as do
 from p2pfed.protocol import events as on
+from p2pfed.protocol import limits
 from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.exchange import Exchange
 from p2pfed.protocol.header import SignedHeader
@@ -24,6 +25,7 @@ from p2pfed.protocol.neighbours import (
 )
 from p2pfed.protocol.own_state import OwnState
 from p2pfed.protocol.plan import FederationPlan
+from p2pfed.protocol.shares import staleness_share
 from p2pfed.protocol.signed_rounds import SignedRounds
 
 NO_HEADER = bytes(32)
@@ -342,12 +344,16 @@ class RoundEngine(Exchange):
         if self.phase in _REPLICAS_ARE_READ:
             return
         for neighbour in self.neighbours.values():
-            due = neighbour.next_to_apply(self.round_number)
+            due = neighbour.next_to_apply(self._visible_round())
             if due is not None:
                 neighbour.kept.pop(0)
                 neighbour.applying = due
                 self._commands.append(do.ApplyPayload(neighbour.site, due))
         self._try_close(now)
+
+    def _visible_round(self) -> int:
+        """The last round whose deltas this one may see: where nobody is waited for, all."""
+        return limits.MAX_ROUND_NUMBER if self._plan.asynchronous else self.round_number
 
     def _payload_applied(self, event: on.ReplicaUpdated | on.PayloadRejected, now: float) -> None:
         neighbour = self.neighbours.get(event.site)
@@ -387,9 +393,7 @@ class RoundEngine(Exchange):
             if expiries:
                 self._commands.append(do.SetTimer(on.Timer.GRACE, min(expiries)))
             return
-        delivered = len(self.delivered())
-        quorum = self._plan.quorum_of(len(present))
-        if delivered < quorum:
+        if not self._has_quorum():
             if self._deadline_passed and not self._asked_since_deadline:
                 self._asked_since_deadline = True
                 for neighbour in present:
@@ -398,18 +402,19 @@ class RoundEngine(Exchange):
                 # The question may be lost as well, so it is asked until the quorum is there.
                 again = now + self._plan.deadline_seconds
                 self._commands.append(do.SetTimer(on.Timer.DEADLINE, again))
-                self._notice_quorum(delivered, len(present), quorum)
+                self._notice_quorum(len(present))
             return
         self._aggregate(present)
 
-    def _notice_quorum(self, delivered: int, present: int, quorum: int) -> None:
+    def _notice_quorum(self, present: int) -> None:
         """Say once a round that too few delivered."""
         if not self._quorum_noticed:
             self._quorum_noticed = True
             self._notice(
                 do.NoticeKind.QUORUM_MISSING,
                 None,
-                f"{delivered} of {present} neighbours delivered, {quorum} are needed",
+                f"{len(self.delivered())} of {present} neighbours delivered, {self._quorum()} "
+                "are needed",
             )
 
     def _aggregate(self, present: list[Neighbour]) -> None:
@@ -417,11 +422,14 @@ class RoundEngine(Exchange):
         inputs: list[do.AggregationInput] = []
         left_out: list[str] = []
         for neighbour in present:
-            staleness = max(0, self.round_number - neighbour.held.round_number)
-            if neighbour.usable(self.round_number) and staleness <= self._plan.max_staleness:
+            if self._may_count(neighbour):
                 inputs.append(
                     do.AggregationInput(
-                        neighbour.site, weights[neighbour.site], staleness, neighbour.counted()
+                        neighbour.site,
+                        weights[neighbour.site],
+                        self._staleness(neighbour),
+                        neighbour.counted(),
+                        self._share(neighbour),
                     )
                 )
             else:
@@ -433,6 +441,12 @@ class RoundEngine(Exchange):
         if left_out:
             self._notice(do.NoticeKind.ROUND_DEGRADED, None, "without " + ", ".join(left_out))
         self._commands.append(do.Aggregate(self.round_number, tuple(inputs), tuple(left_out)))
+
+    def _share(self, neighbour: Neighbour) -> float:
+        """How much of its weight counts."""
+        if self._plan.asynchronous:
+            return staleness_share(self.round_number - neighbour.held.round_number)
+        return 1.0
 
     def _round_closed(
         self,

@@ -196,6 +196,8 @@ class Checkers:
         self._rounds_in_peace[peer.name] += 1
         if federation.scenario.loses_messages or federation.scenario.straggler:
             return
+        if peer.plan.asynchronous:
+            return  # who is fast leaves the slow behind, and waits for a quorum of them only
         if self._rounds_in_peace[peer.name] <= HEALING_ROUNDS:
             return
         forgotten = [
@@ -227,6 +229,8 @@ class Checkers:
             f"{peer.name} in round {number}: {given} with {command.left_out} left out",
         )
         topology = fitting[-1]
+        for one in command.inputs:
+            self._check_share(peer, one, number)
         for site, weight in given.items():
             edge = (topology.digest, number if topology.time_varying else 0, peer.name, site)
             if edge in self._symmetric:
@@ -239,6 +243,18 @@ class Checkers:
                 f"round {number}: {peer.name} weighs {site} {weight}, back it is {back}",
             )
 
+    def _check_share(
+        self, peer: "SimulatedPeer", one: do.AggregationInput, round_number: int
+    ) -> None:
+        """What an asynchronous round takes off a model that is not of this round."""
+        apart = abs(round_number - peer.replicas[one.site].state.round_number)
+        due = 1.0 / (1 + apart) if peer.plan.asynchronous else 1.0
+        self._check(
+            "shares_follow_from_what_was_signed",
+            abs(one.share - due) <= WEIGHT_TOLERANCE,
+            f"{peer.name} in round {round_number}: {one.site} counts with {one.share}, not {due}",
+        )
+
     def committed(self, peer: "SimulatedPeer", round_number: int) -> None:
         """A site closed a round."""
         if peer.behaviour.hostile:
@@ -250,7 +266,7 @@ class Checkers:
             round_number > last,
             f"{peer.name} closed round {round_number} after round {last}",
         )
-        if self._federation.scenario.honest_and_quiet:
+        if self._federation.scenario.honest_and_quiet and not peer.plan.asynchronous:
             self._add_spread(peer, round_number)
 
     def _add_spread(self, peer: "SimulatedPeer", round_number: int) -> None:

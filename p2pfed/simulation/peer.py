@@ -495,7 +495,9 @@ class SimulatedPeer:
     def _aggregate(self, command: do.Aggregate) -> None:
         self.federation.checkers.aggregates(self, command)
         models = [
-            NeighbourModel(one.site, self.replicas[one.site].vector, one.weight, one.returning)
+            NeighbourModel(
+                one.site, self.replicas[one.site].vector, one.counted_weight, one.returning
+            )
             for one in command.inputs
         ]
         mixing = self.federation.mixing

@@ -99,12 +99,6 @@ def _dialled_address(text: str) -> str:
     return text
 
 
-def _available_mode(mode: object) -> object:
-    if mode == "async":
-        raise ValueError('asynchronous rounds are not available yet; use mode = "sync"')
-    return mode
-
-
 def _plain_options(value: dict[str, Any]) -> dict[str, Any]:
     _check_plain(value, "options", MAX_OPTIONS_DEPTH)
     return value
@@ -332,8 +326,11 @@ class Round(Settings):
         ge=0,
         le=100,
     )
-    mode: Annotated[Literal["sync"], BeforeValidator(_available_mode)] = field(
-        "sync (default): a round waits for its neighbours; there is no other mode yet.",
+    mode: Literal["sync", "async"] = field(
+        "sync (default): a round waits for its neighbours, until the deadline. async: it waits "
+        "for nobody; a model that is s rounds older or newer than the site's own counts with "
+        "1 / (1 + s) of its weight, and a site gets at most max_staleness rounds ahead of a "
+        "quorum of its neighbours. Needs a graph that does not vary with the round.",
         reload=False,
         default="sync",
     )

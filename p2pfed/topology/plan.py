@@ -28,6 +28,7 @@ def plan_of(
         quorum=file.round.quorum,
         max_staleness=file.round.max_staleness,
         relayed=topology.relays.senders[site],
+        asynchronous=file.round.mode == "async",
     )
 
 

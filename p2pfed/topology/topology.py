@@ -192,7 +192,12 @@ def parse_topology(document: dict[str, Any], path: Path) -> Topology:
             ]
         )
     file = validate(TopologyFile, document, path)
-    problems = _check_peers(file, path) + _check_circuits(file, path) + _check_edges(file, path)
+    problems = [
+        *_check_peers(file, path),
+        *_check_circuits(file, path),
+        *_check_edges(file, path),
+        *_check_mode(file, path),
+    ]
     if not problems:
         problems = _check_graph(file, path)
     if problems:
@@ -262,6 +267,21 @@ def _check_edges(file: TopologyFile, path: Path) -> list[Problem]:
             problems.append(Problem(path, key, shown, "this edge is given twice", "remove one"))
         seen.add(frozenset((a, b)))
     return problems
+
+
+def _check_mode(file: TopologyFile, path: Path) -> list[Problem]:
+    if file.round.mode == "sync" or file.graph.kind not in TIME_VARYING:
+        return []
+    return [
+        Problem(
+            path,
+            "round.mode",
+            repr(file.round.mode),
+            f"the graph is {file.graph.kind}: whose neighbour a site is depends on the round, "
+            "and asynchronous sites are not in the same one",
+            'write "sync", or choose a graph that stays',
+        )
+    ]
 
 
 def _check_graph(file: TopologyFile, path: Path) -> list[Problem]:

@@ -97,6 +97,26 @@ def stored_model(store: Store) -> np.ndarray:
     return store.checked_vector(generation.model, target_of("a").shape[0])
 
 
+async def test_asynchronous_nodes_go_on_without_one_that_trains_slowly_and_take_it_back(
+    state_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    settings = rounds(mode="async", max_staleness=2)
+    async with memory_federation(state_path, round=settings) as federation:
+        a, b, c = (federation.nodes[name] for name in "abc")
+        await federation.until(lambda: c.is_in(Phase.COLLECTING, 0))
+        c.trainer.may_train = trio.Event()
+        await federation.until_all(Phase.TRAINING, ROUNDS - 1, a, b)
+        assert trio.current_time() - c.entered(Phase.COLLECTING, 0) < DEADLINE_SECONDS
+        assert all(node.degraded_rounds() == [3, 4] for node in (a, b))
+        c.trainer.may_train.set()
+        await finish(federation)
+        assert nobody_is_quarantined(federation)
+        assert consensus_distance(list(federation.nodes.values())) < 1.0
+        # It skipped to where the others were, and what it trained went out under their round.
+        assert c.rounds_done()[-1] == ROUNDS - 1
+        assert len(c.rounds_done()) < ROUNDS
+
+
 async def test_a_silent_node_is_left_out_at_the_deadline_and_catches_up(
     state_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -203,6 +203,15 @@ def test_a_left_out_weight_that_goes_to_others(monkeypatch: pytest.MonkeyPatch) 
     assert "weights_sum_to_one" in caught(scenario=STORM, rounds=15)
 
 
+def test_a_model_that_counts_for_more_than_its_age_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(RoundEngine, "_share", lambda _self, _neighbour: 1.0)
+    scenario = {"straggler": [{"site": "a", "factor": 3.0}]}
+    settings = {"round": {"mode": "async", "max_staleness": 9}}
+    assert caught(seeds=1, scenario=scenario, **settings) == {"shares_follow_from_what_was_signed"}
+
+
 def test_a_delta_that_a_crash_makes_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     start = SimulatedPeer.start
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from small_federations import Targets, federation, run
 
@@ -201,3 +202,21 @@ def test_the_double_that_learns_does_learn() -> None:
     start = targets.genesis()[None]
     trained, _ = targets.train([0], start, start, [0], 50)
     assert trained[0] == pytest.approx(targets.points[0], abs=1e-4)
+
+
+def test_asynchronous_sites_do_not_wait_for_a_straggler_and_learn_from_it_all_the_same() -> None:
+    seconds = {}
+    for mode in ("sync", "async"):
+        simulated = federation(
+            scenario={"straggler": [{"site": "d", "factor": 6.0}]},
+            round={"rounds": 40, "mode": mode, "max_staleness": 12, "deadline_seconds": 60.0},
+            aggregation={"rule": "mean"},
+        )
+        simulated.run()
+        fast = simulated.peers["a"]
+        seconds[mode] = fast.last_commit_seconds
+    assert seconds["async"] < 0.25 * seconds["sync"]
+    points = Targets(4).points
+    wanted, without_it = points.mean(axis=0), points[:3].mean(axis=0)
+    towards = (fast.model - without_it) @ (wanted - without_it)
+    assert towards > 0.2 * np.sum((wanted - without_it) ** 2)

@@ -19,6 +19,7 @@ from p2pfed.errors import InvariantError
 from p2pfed.protocol.rounds import RoundEngine
 from p2pfed.simulation.federation import Outcome, SimulatedFederation
 from p2pfed.simulation.scenario import Scenario
+from p2pfed.topology.graphs import TIME_VARYING
 
 SEEDS = 300
 SEEDS_A_TEST = 30
@@ -85,6 +86,8 @@ def stormy_federation(seed: int) -> SimulatedFederation:
         scenario["hostile"] = [{"site": names[seed % count], "attack": attack}]
         # Whose only neighbour says nothing that can be used would wait for it, and rightly so.
         rounds = {"quorum": 0.0} if graph["kind"] in LONELY else {}
+    if turn % 3 == 2 and graph["kind"] not in TIME_VARYING:
+        rounds |= {"mode": "async", "max_staleness": 1 + seed % 4}
     return SimulatedFederation(
         topology(names, ROUNDS, graph=graph, round=rounds),
         {name: identity_of(name) for name in names},

@@ -179,9 +179,13 @@ def test_options_hold_only_what_every_site_reads_alike(
     assert says in problems(tmp_path, text)["task.options"]
 
 
-def test_asynchronous_rounds_are_refused_as_not_yet_there(tmp_path: Path) -> None:
-    found = problems(tmp_path, document(round={"mode": "async"}))
-    assert "not available yet" in found["round.mode"]
+def test_asynchronous_rounds_need_a_graph_that_stays(tmp_path: Path) -> None:
+    settings = {"mode": "async"}
+    found = problems(tmp_path, document(round=settings, graph={"kind": "one_peer_exponential"}))
+    assert "depends on the round" in found["round.mode"]
+    path = tmp_path / "topology.toml"
+    path.write_text(tomli_w.dumps(document(round=settings)))
+    assert load_topology(path).file.round.mode == "async"
 
 
 @pytest.mark.parametrize(
