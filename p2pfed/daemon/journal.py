@@ -12,7 +12,7 @@ from typing import Any
 from p2pfed.daemon.durable_files import naming
 from p2pfed.errors import DamagedStateError, RemoteProtocolError, StoreError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_TIMEOUT_SECONDS = 10.0
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 REMEDY = (
@@ -43,7 +43,8 @@ CREATE TABLE IF NOT EXISTS replicas (
     slot INTEGER NOT NULL,
     replica BLOB NOT NULL,
     round_number INTEGER NOT NULL,
-    sequence INTEGER NOT NULL
+    sequence INTEGER NOT NULL,
+    since_round INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS headers (
     sender BLOB NOT NULL,

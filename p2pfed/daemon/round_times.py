@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from p2pfed.protocol.rounds import Phase
+from p2pfed.protocol.phases import Phase
 
 
 @dataclass(slots=True)

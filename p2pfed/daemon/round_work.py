@@ -9,9 +9,9 @@ import os
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from p2pfed.aggregation import Mixing, NeighbourModel, Outcome
+from p2pfed.aggregation import Mixing, NeighbourModel, Outcome, aggregate
 from p2pfed.daemon.second_stage import SecondStage
 from p2pfed.daemon.sendable import Sendable
 from p2pfed.daemon.store import Generation, Store, StoredReplica
@@ -45,6 +45,7 @@ NORM_SAMPLES_NEEDED = 8  # fewer say too little to refuse anything by
 NORM_BOUND_FACTOR = 1000.0
 MIXING_CHUNK_PARAMETERS = 1 << 16
 SNAPSHOT_CODEC = "float32"
+JOINING_RULE = "coordinate_median"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,7 @@ class RoundWork:
         *,
         previous: bytes,
         replica_before: bytes,
+        since_round: int,
     ) -> SignedHeader:
         header = Header(
             version=limits.PROTOCOL_VERSION,
@@ -148,6 +150,7 @@ class RoundWork:
             schema_digest=plan.schema_digest,
             round_number=context.round_number,
             sequence=context.sequence,
+            since_round=since_round,
             previous=previous,
             replica_before=replica_before,
             replica_after=sealed.replica_after,
@@ -195,6 +198,7 @@ class RoundWork:
             sealed,
             previous=command.previous,
             replica_before=command.replica_before,
+            since_round=command.since_round,
         )
         self._trained_digest = stored.result()
         self._optimiser_digest = self._store.put_vector(optimiser)
@@ -262,7 +266,12 @@ class RoundWork:
         with path.open("wb") as file:
             sealed = publish(whole, write=file.write, keep=lambda _: None)
         signed = self._sign(
-            plan, context, sealed, previous=published.digest, replica_before=NOTHING_HELD
+            plan,
+            context,
+            sealed,
+            previous=published.digest,
+            replica_before=NOTHING_HELD,
+            since_round=header.since_round,
         )
         return Sendable(signed, sealed.chunk_digests, key, path, throw_away=True)
 
@@ -297,7 +306,7 @@ class RoundWork:
         if not snapshot:
             self._delta_norms.append(applied.norm)
             self._deltas_until_measured = max(0, self._deltas_until_measured - 1)
-        state = ReplicaState(header.replica_after, header.round_number, header.sequence)
+        state = ReplicaState.after(header)
         self._replicas[site] = StoredReplica(state, slot)
 
     def _base(self, site: str, header: Header) -> npt.NDArray[np.float32]:
@@ -352,6 +361,40 @@ class RoundWork:
         self._store.keep_vector(pending, digest)
         return Mixed(digest, pending.array, outcome)
 
+    def gather(self, donors: Sequence[str]) -> Mixed:
+        """The coordinate-wise median of the donors' replicas, for one who has been far away; it
+        is stored, and nothing is committed to it yet."""
+        first, *others = donors
+        pending = self._store.new_vector("gathered", self.dimension)
+        outcome = aggregate(
+            JOINING_RULE,
+            self._replica(first),
+            # The rule takes all alike, whatever their weights.
+            [NeighbourModel(site, self._replica(site), 1.0 / len(donors)) for site in others],
+            pending.array,
+        )
+        digest = vector_digest(pending.array)
+        self._store.keep_vector(pending, digest)
+        weights = dict.fromkeys(donors, 1.0 / len(donors))
+        return Mixed(digest, pending.array, replace(outcome, weights=weights, distances={}))
+
+    def adopt(
+        self,
+        round_number: int,
+        gathered: Mixed,
+        optimiser: npt.NDArray[np.float32],
+        headers: Mapping[tuple[bytes, int], SignedHeader],
+        record: Mapping[str, Any],
+    ) -> None:
+        """Make the donors' model the start of ``round_number``, with a fresh ``optimiser``."""
+        self._optimiser_digest = self._store.put_vector(optimiser)
+        self.commit(round_number - 1, gathered, headers, record)
+
+    def start_of_round(self) -> npt.NDArray[np.float32]:
+        """What the round's training began with, or, where it was resumed in its midst, what it
+        came to."""
+        return self._own_vector(self._start_digest or self._trained_digest)
+
     def commit(
         self,
         round_number: int,
@@ -360,7 +403,7 @@ class RoundWork:
         record: Mapping[str, Any],
     ) -> None:
         """Make the mixed model the start of the next round."""
-        assert self._optimiser_digest is not None  # noqa: S101 - a round is published first
+        assert self._optimiser_digest is not None  # noqa: S101 - stored before
         generation = Generation(
             round_number=round_number + 1,
             published=False,

@@ -9,8 +9,9 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import structlog
 import trio
 
@@ -32,6 +33,7 @@ from p2pfed.protocol import commands as do
 from p2pfed.protocol import events as on
 from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.header import SignedHeader
+from p2pfed.protocol.joining import is_worth_adopting
 from p2pfed.protocol.messages import AnswerCode, EquivocationProof, HeaderNotice, Want
 from p2pfed.protocol.plan import FederationPlan
 from p2pfed.protocol.rounds import RoundEngine
@@ -43,6 +45,13 @@ HEAVY_THREADS = 2  # vector work at a time; more would only share the same memor
 KEPT_NOTICES = 64
 FIRST_STORAGE_RETRY_SECONDS = 0.5
 MAX_STORAGE_RETRY_SECONDS = 10.0
+
+_QUIET_NOTICES = (
+    do.NoticeKind.FINISHED,
+    do.NoticeKind.ROUND_SKIPPED,
+    do.NoticeKind.JOINING,
+    do.NoticeKind.ADOPTED,
+)
 
 T = TypeVar("T")
 
@@ -202,6 +211,8 @@ class Runtime:
                 self._nursery.start_soon(self._quarantine, site, first, second)
             case do.Aggregate():
                 self._nursery.start_soon(self._aggregate, command)
+            case do.Adopt():
+                self._nursery.start_soon(self._adopt, command)
             case do.CommitRound(round_number):
                 self._nursery.start_soon(self._commit, round_number)
             case do.Notice():
@@ -356,19 +367,7 @@ class Runtime:
         assert mixed is not None  # noqa: S101 - the engine commits what it aggregated
         await self._in_thread(partial(self._hand_to_trainer, mixed))
         self.metrics_after = await self._evaluate("in")
-        outcome = mixed.outcome
-        record = {
-            "round": round_number,
-            "rule": outcome.rule,
-            "weights": dict(outcome.weights),
-            "dropped": list(outcome.dropped),
-            "degraded": self.degraded,
-            "model": mixed.digest.hex(),
-            "training_loss": self.training_loss,
-            "before": self.metrics_before,
-            "after": self.metrics_after,
-        }
-        headers = self.headers.entries()
+        record, headers = self._record(round_number, mixed), self.headers.entries()
         await self._until_stored(partial(self.work.commit, round_number, mixed, headers, record))
         self._mixed = None
         self.model_digest = mixed.digest
@@ -381,6 +380,52 @@ class Runtime:
         )
         self.dispatch(on.RoundCommitted(round_number))
 
+    async def _adopt(self, command: do.Adopt) -> None:
+        """Try the donors' model, and take it if it will do."""
+        gathered = await self._until_stored(partial(self.work.gather, command.donors))
+        trainer = self.trainer
+        try:
+            own = dict((await trainer.evaluate("in")).metrics)
+            await self._in_thread(partial(np.copyto, trainer.parameters_in, gathered.model))
+            theirs = dict((await trainer.evaluate("in")).metrics)
+        except TrainingError as error:
+            reason = f"the donors' model could not be tried: {error}"
+        else:
+            reason = f"on the hold-out its loss is {theirs.get('loss')}, the own {own.get('loss')}"
+            if is_worth_adopting(theirs.get("loss"), own.get("loss")):
+                self.metrics_before, self.metrics_after = own, theirs
+                await self._take_up(command.round_number, gathered)
+                return
+        await self._in_thread(lambda: np.copyto(trainer.parameters_in, self.work.start_of_round()))
+        self.dispatch(on.AdoptionRefused(command.round_number, reason))
+
+    async def _take_up(self, round_number: int, gathered: Mixed) -> None:
+        """Go on from the donors' model, with a fresh optimiser."""
+        self.trainer.optimiser_in[:] = 0.0
+        self.degraded = False
+        record, headers = self._record(round_number - 1, gathered), self.headers.entries()
+        await self._until_stored(
+            partial(
+                self.work.adopt, round_number, gathered, self.trainer.optimiser_in, headers, record
+            )
+        )
+        self.model_digest = gathered.digest
+        self.dispatch(on.Adopted(round_number))
+
+    def _record(self, round_number: int, mixed: Mixed) -> dict[str, Any]:
+        """What the history keeps of a round."""
+        return {
+            "round": round_number,
+            "rule": mixed.outcome.rule,
+            "weights": dict(mixed.outcome.weights),
+            "dropped": list(mixed.outcome.dropped),
+            "degraded": self.degraded,
+            "model": mixed.digest.hex(),
+            "training_loss": self.training_loss,
+            "before": self.metrics_before,
+            "after": self.metrics_after,
+        }
+
     def _hand_to_trainer(self, mixed: Mixed) -> None:
         self.trainer.parameters_in[:] = mixed.model
         self.trainer.optimiser_in[:] = self.trainer.optimiser_out
@@ -389,7 +434,7 @@ class Runtime:
         self.notices.append(notice)
         if notice.kind in (do.NoticeKind.DELTA_REFUSED, do.NoticeKind.DELTA_REJECTED):
             self.deltas_rejected[notice.kind.value] += 1
-        quiet = notice.kind in (do.NoticeKind.FINISHED, do.NoticeKind.ROUND_SKIPPED)
+        quiet = notice.kind in _QUIET_NOTICES
         (log.info if quiet else log.warning)(
             notice.kind.value.replace("_", " "),
             round=notice.round_number,

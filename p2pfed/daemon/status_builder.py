@@ -24,7 +24,7 @@ from p2pfed.daemon.trainer import Trainer
 from p2pfed.daemon.transport import Transport
 from p2pfed.protocol.commands import NoticeKind
 from p2pfed.protocol.neighbours import NEVER_PUBLISHED
-from p2pfed.protocol.rounds import Phase
+from p2pfed.protocol.phases import Phase
 from p2pfed.topology import Topology
 from p2pfed.topology.file import relay_of
 

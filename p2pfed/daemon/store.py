@@ -15,7 +15,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -332,11 +332,8 @@ class Store:
         with self._journal.transaction() as database:
             self._add_generation(database, generation)
             database.executemany(
-                "INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?, ?)",
-                [
-                    (site, r.slot, r.state.replica, r.state.round_number, r.state.sequence)
-                    for site, r in replicas.items()
-                ],
+                "INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?, ?, ?)",
+                [(site, stored.slot, *astuple(stored.state)) for site, stored in replicas.items()],
             )
             database.execute("DELETE FROM headers")
             database.executemany(
@@ -441,16 +438,16 @@ class Store:
         sequence number still keeps old headers out.
         """
         found: dict[str, StoredReplica] = {}
-        for site, slot, replica, round_number, sequence in self._journal.rows(
-            "SELECT site, slot, replica, round_number, sequence FROM replicas"
+        for site, slot, *columns in self._journal.rows(
+            "SELECT site, slot, replica, round_number, sequence, since_round FROM replicas"
         ):
-            state = ReplicaState(replica, round_number, sequence)
+            state = ReplicaState(*columns)
             try:
                 intact = vector_digest(self.replica(site, slot, dimension))
             except StoreError:
                 intact = NOTHING_HELD
-            if intact != replica:
-                state = ReplicaState(NOTHING_HELD, round_number, sequence)
+            if intact != state.replica:
+                state = replace(state, replica=NOTHING_HELD)
             found[site] = StoredReplica(state, slot)
         return found
 

@@ -46,6 +46,7 @@ class Publish:
     sequence: int
     previous: bytes
     replica_before: bytes
+    since_round: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,19 @@ class Aggregate:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopt:
+    """Take the coordinate-wise median of the replicas of ``donors`` for the start of the round,
+    if it is worth it on the own hold-out (``joining.is_worth_adopting``, against what the round
+    began with), and make it durable.
+
+    Answered by ``Adopted`` or ``AdoptionRefused``.
+    """
+
+    round_number: int
+    donors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CommitRound:
     """Make the aggregated model durable as the start of the next round.
 
@@ -165,6 +179,9 @@ class NoticeKind(StrEnum):
     DELTA_REJECTED = "delta_rejected"
     NEIGHBOUR_EXCLUDED = "neighbour_excluded"
     TRAINING_FAILED = "training_failed"
+    JOINING = "joining"
+    ADOPTED = "adopted"
+    NOT_ADOPTED = "not_adopted"
     SIGNED_ELSEWHERE = "signed_elsewhere"
     FINISHED = "finished"
 
@@ -198,6 +215,7 @@ Command = (
     | FloodHeader
     | Quarantine
     | Aggregate
+    | Adopt
     | CommitRound
     | Notice
     | Halt

@@ -180,6 +180,21 @@ class AggregationFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopted:
+    """The donors' model is durable as the start of the round."""
+
+    round_number: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptionRefused:
+    """The donors' model is of no use here; the own one is as it was."""
+
+    round_number: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RoundCommitted:
     """The aggregated model of the round is durable."""
 
@@ -208,5 +223,7 @@ Event = (
     | EquivocationHeard
     | AggregationFinished
     | AggregationFailed
+    | Adopted
+    | AdoptionRefused
     | RoundCommitted
 )

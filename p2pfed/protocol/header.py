@@ -17,7 +17,7 @@ from p2pfed.protocol.fields import FieldReader
 DIGEST_DOMAIN = b"p2pfed/1 header digest\x00"
 MAX_EPSILON = 1e6
 MAX_CODEC_CHARACTERS = 16
-_FIELD_COUNT = 18
+_FIELD_COUNT = 19
 
 
 class Kind(StrEnum):
@@ -41,6 +41,7 @@ class Header:
     schema_digest: bytes
     round_number: int
     sequence: int  # grows with every delta of the sender; a snapshot repeats its delta's
+    since_round: int  # in which the sender joined from far behind; 0: it was there all along
     previous: bytes  # digest of the sender's previous delta header; zeros for the first
     replica_before: bytes  # what the delta applies to; zeros for a snapshot
     replica_after: bytes
@@ -79,6 +80,7 @@ def sign_header(identity: Identity, header: Header) -> SignedHeader:
             header.schema_digest,
             header.round_number,
             header.sequence,
+            header.since_round,
             header.previous,
             header.replica_before,
             header.replica_after,
@@ -111,6 +113,7 @@ def parse_signed_header(encoded: bytes, signature: bytes) -> SignedHeader:
         schema_digest=fields.digest(),
         round_number=fields.integer(0, limits.MAX_ROUND_NUMBER),
         sequence=fields.integer(1, limits.MAX_SEQUENCE),
+        since_round=fields.integer(0, limits.MAX_ROUND_NUMBER),
         previous=fields.digest(),
         replica_before=fields.digest(),
         replica_after=fields.digest(),
@@ -122,6 +125,8 @@ def parse_signed_header(encoded: bytes, signature: bytes) -> SignedHeader:
         privacy_spend=fields.number(0.0, MAX_EPSILON),
         time_seconds=fields.integer(0, limits.MAX_TIME_SECONDS),
     )
+    if header.since_round > header.round_number:
+        raise MalformedMessageError("header: its sender joins in a later round than its own")
     verify(header.sender, header.kind.signing_domain, encoded, signature)
     return SignedHeader(header, encoded, signature, header_digest(encoded))
 

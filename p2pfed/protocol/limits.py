@@ -33,6 +33,7 @@ MAX_PENDING_PER_NEIGHBOUR = 2  # received deltas that wait for their round
 ABSENT_ROUNDS = 2  # a neighbour that was left out for so many in a row is returning afterwards,
 RETURNING_ROUNDS = 64  # for so many at most,
 RETURNING_COST = 8  # each of which takes so many ordinary rounds to be allowed again
+RAMP_ROUNDS = 4  # in which the weight of a peer that joined grows to what it is due
 RETAINED_DELTAS = 8  # own envelopes kept on disk for neighbours that missed one
 RELAYED_SITES = 64  # members whose headers a peer passes on: the nearest in the topology
 HEADER_LOG_ROUNDS = 64  # the newest of each member; older deltas are applied by nobody

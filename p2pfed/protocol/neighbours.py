@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from p2pfed.protocol import limits
-from p2pfed.protocol.header import Kind, SignedHeader
+from p2pfed.protocol.header import Header, Kind, SignedHeader
 from p2pfed.protocol.messages import AnswerCode
 
 NOTHING_HELD = bytes(32)
@@ -21,12 +21,18 @@ class ReplicaState:
     """A replica as it is persisted: where on its owner's chain it stands.
 
     ``replica`` is ``NOTHING_HELD`` where the vector itself was lost; ``sequence`` outlives
-    it, so that an old header cannot be replayed.
+    it, so that an old header cannot be replayed. ``since_round``: in which its owner joined.
     """
 
     replica: bytes
     round_number: int
     sequence: int
+    since_round: int = 0
+
+    @classmethod
+    def after(cls, header: Header) -> "ReplicaState":
+        """Where a delta or snapshot leads to."""
+        return cls(header.replica_after, header.round_number, header.sequence, header.since_round)
 
 
 class Repair(Enum):

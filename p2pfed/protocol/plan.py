@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from p2pfed.protocol.joining import FEWEST_DONORS
+
 
 @dataclass(frozen=True, slots=True)
 class FederationPlan:
@@ -26,6 +28,7 @@ class FederationPlan:
     quorum: float  # fraction of a round's neighbours, rounded up
     max_staleness: int  # rounds
     relayed: frozenset[str]
+    donors_needed: int = FEWEST_DONORS  # models that one from far behind starts from
     asynchronous: bool = False  # a round waits for nobody whose model may still be used
 
     def quorum_of(self, neighbour_count: int) -> int:

@@ -6,11 +6,12 @@ touches neither vectors nor sockets.
 
 A round runs TRAINING -> PUBLISHING -> COLLECTING -> AGGREGATING -> COMMITTING. A peer that
 fell behind publishes what it trained under its neighbours' (lower median) round: nothing of
-its work is lost, and they are not kept waiting for rounds that they closed without it.
+its work is lost, and they are not kept waiting for rounds that they closed without it. One that
+was away, and is far behind, goes JOINING -> ADOPTING after its first training, and begins anew
+from its neighbours' model.
 """
 
 from collections.abc import Iterable, Mapping
-from enum import StrEnum
 
 from p2pfed.errors import LocalProtocolError
 from p2pfed.protocol import commands as do
@@ -19,34 +20,24 @@ from p2pfed.protocol import limits
 from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.exchange import Exchange
 from p2pfed.protocol.header import SignedHeader
+from p2pfed.protocol.joining import DONOR_STALENESS, Absence
 from p2pfed.protocol.neighbours import (
     Neighbour,
     ReplicaState,
 )
 from p2pfed.protocol.own_state import OwnState
+from p2pfed.protocol.phases import Phase
 from p2pfed.protocol.plan import FederationPlan
-from p2pfed.protocol.shares import staleness_share
+from p2pfed.protocol.shares import ramp_share, staleness_share
 from p2pfed.protocol.signed_rounds import SignedRounds
 
 NO_HEADER = bytes(32)
 TRAINING_RETRY_SECONDS = 5.0  # the shell restarts the trainer meanwhile
 
 
-class Phase(StrEnum):
-    STARTING = "starting"
-    ASKING = "asking"  # a restored peer learns from its neighbours which rounds it has signed
-    TRAINING = "training"
-    PUBLISHING = "publishing"
-    COLLECTING = "collecting"
-    AGGREGATING = "aggregating"
-    COMMITTING = "committing"
-    FINISHED = "finished"
-    HALTED = "halted"
-
-
-_WORK_IN_HAND = (Phase.PUBLISHING, Phase.AGGREGATING, Phase.COMMITTING)
+_WORK_IN_HAND = (Phase.ADOPTING, Phase.PUBLISHING, Phase.AGGREGATING, Phase.COMMITTING)
 _PLAN_IS_FIXED = (*_WORK_IN_HAND, Phase.STARTING)
-_REPLICAS_ARE_READ = (Phase.AGGREGATING, Phase.COMMITTING, Phase.STARTING)
+_REPLICAS_ARE_READ = (Phase.ADOPTING, Phase.AGGREGATING, Phase.COMMITTING, Phase.STARTING)
 
 
 class RoundEngine(Exchange):
@@ -70,6 +61,8 @@ class RoundEngine(Exchange):
         super().__init__(plan, own, replicas, retained, headers, quarantined)
         self.phase = Phase.STARTING
         self._signed_rounds = SignedRounds(asking=own.restored)
+        since = own.published.header.since_round if own.published is not None else 0
+        self._absence = Absence(own.round_number, since)
         self.deadline_at_seconds: float | None = None
         self._deadline_passed = False
         self._asked_since_deadline = False
@@ -112,6 +105,8 @@ class RoundEngine(Exchange):
                 self._take_own_header(event.heard_from, event.signed)
             case on.EquivocationHeard():
                 self._quarantine(event.sender, event.first, event.second)
+            case on.Adopted() | on.AdoptionRefused():
+                self._adoption_ended(event, now)
             case on.AggregationFinished() | on.AggregationFailed() | on.RoundCommitted():
                 self._round_closed(event, now)
         return self._commands
@@ -230,19 +225,10 @@ class RoundEngine(Exchange):
                 self._catch_up(now)
                 if self._plan.total_rounds and self.round_number >= self._plan.total_rounds:
                     self._begin_round(now)
-                    return
-                self.phase = Phase.PUBLISHING
-                last = self.published or self._signed_rounds.newest
-                self._commands.append(
-                    do.Publish(
-                        self.round_number,
-                        sequence=self.round_number + 1,
-                        previous=last.digest if last else NO_HEADER,
-                        replica_before=(
-                            self._plan.genesis_replica if self._plan.time_varying else self._replica
-                        ),
-                    )
-                )
+                elif self._absence.is_over(self.round_number) or not self._has_donors(linked=False):
+                    self._publish()
+                else:
+                    self._join(now)
             case on.TrainingFailed(round_number, reason):
                 self._require(Phase.TRAINING)
                 self._notice(do.NoticeKind.TRAINING_FAILED, None, reason)
@@ -256,6 +242,96 @@ class RoundEngine(Exchange):
                 self._retained.keep_only(self._newest_plan.topology_digest)
                 self._collect(now)
                 self._halt_if_safe()
+
+    def _publish(self) -> None:
+        self.phase = Phase.PUBLISHING
+        # What it trained goes out, so it is one of them, if it can know where they are.
+        self._absence.away &= not self._has_donors(linked=True)
+        last = self.published or self._signed_rounds.newest
+        self._commands.append(
+            do.Publish(
+                self.round_number,
+                sequence=self.round_number + 1,
+                previous=last.digest if last else NO_HEADER,
+                replica_before=(
+                    self._plan.genesis_replica if self._plan.time_varying else self._replica
+                ),
+                since_round=self._absence.since_round,
+            )
+        )
+
+    def _has_donors(self, *, linked: bool) -> bool:
+        """Whether it has neighbours enough to join by, or even links to as many."""
+        counted = [
+            n for n in self._of_this_round() if not n.quarantined and (n.linked or not linked)
+        ]
+        return len(counted) >= self._plan.donors_needed
+
+    def _join(self, now: float) -> None:
+        """Await the neighbours' present models; what was trained is kept, should they not do."""
+        self.phase = Phase.JOINING
+        self._deadline_passed = False
+        until = now + self._plan.deadline_seconds
+        self._commands.append(do.SetTimer(on.Timer.DEADLINE, until))
+        self._notice(
+            do.NoticeKind.JOINING,
+            None,
+            f"{self.round_number - self._absence.model_round} rounds behind: a model of at least "
+            f"{self._plan.donors_needed} neighbours is tried in the place of the own one",
+        )
+        for neighbour in self._of_this_round():
+            if neighbour.linked and neighbour.idle() and not self._is_donor(neighbour):
+                self._ask_for_repair(neighbour)
+        self._release(now)
+
+    def _is_donor(self, neighbour: Neighbour) -> bool:
+        return neighbour.usable(self.round_number) and self._staleness(neighbour) <= DONOR_STALENESS
+
+    def _try_adopting(self) -> None:
+        """Adopt once everybody who can give a model has, or at the deadline with enough."""
+        present = self._of_this_round()
+        if any(neighbour.applying is not None for neighbour in present):
+            return
+        donors = tuple(n.site for n in present if self._is_donor(n))
+        awaited = [
+            n
+            for n in present
+            if n.linked
+            and not n.quarantined
+            and n.site not in donors
+            and not n.failed_in(self.round_number)
+        ]
+        enough = len(donors) >= self._plan.donors_needed
+        if (awaited or not enough) and not self._deadline_passed:
+            return
+        self._commands.append(do.CancelTimer(on.Timer.DEADLINE))
+        if enough:
+            self.phase = Phase.ADOPTING
+            self._commands.append(do.Adopt(self.round_number, donors))
+            return
+        self._notice(
+            do.NoticeKind.NOT_ADOPTED,
+            None,
+            f"{len(donors)} neighbours gave a model, {self._plan.donors_needed} are needed",
+        )
+        self._absence.away = False
+        self._publish()
+
+    def _adoption_ended(self, event: on.Adopted | on.AdoptionRefused, now: float) -> None:
+        self._require(Phase.ADOPTING)
+        self._require_round(event.round_number)
+        match event:
+            case on.Adopted():
+                self._absence.joined(self.round_number)
+                self._notice(do.NoticeKind.ADOPTED, None, "goes on from its neighbours' model")
+                self.phase = Phase.TRAINING
+                self._halt_if_safe()
+                if not self._stopping:
+                    self._begin_round(now)
+            case on.AdoptionRefused():
+                self._notice(do.NoticeKind.NOT_ADOPTED, None, event.reason)
+                self._absence.away = False
+                self._publish()
 
     def _catch_up(self, now: float) -> None:
         """Move on to the round that most linked neighbours are in, if it is ahead."""
@@ -287,6 +363,9 @@ class RoundEngine(Exchange):
             case on.Timer.DEADLINE if self.phase is Phase.ASKING:
                 self._deadline_passed = True
                 self._stop_asking(now)
+            case on.Timer.DEADLINE if self.phase is Phase.JOINING:
+                self._deadline_passed = True
+                self._try_close(now)
             case on.Timer.DEADLINE if self.phase is Phase.COLLECTING:
                 self._deadline_passed = True
                 self._asked_since_deadline = False
@@ -321,9 +400,14 @@ class RoundEngine(Exchange):
                 neighbour.linked = False
                 neighbour.down_since_seconds = now
                 neighbour.arriving = None
+                if not any(each.linked for each in self.neighbours.values()):
+                    self._absence.away = True
                 self._try_close(now)
             case on.NeighbourProgress():
                 neighbour.announced_round = event.round_number
+                if self.phase is Phase.JOINING:
+                    self._catch_up(now)
+                    self._release(now)
                 # What it holds of this peer it showed before its first heartbeat.
                 self._signed_rounds.reported.add(event.site)
                 self._stop_asking(now)
@@ -362,11 +446,8 @@ class RoundEngine(Exchange):
         if neighbour.applying != event.signed:
             raise LocalProtocolError(f"no payload of {event.site} was being applied")
         neighbour.applying = None
-        header = event.signed.header
         if isinstance(event, on.ReplicaUpdated):
-            neighbour.held = ReplicaState(
-                header.replica_after, header.round_number, header.sequence
-            )
+            neighbour.held = ReplicaState.after(event.signed.header)
         else:
             # What follows on the chain builds on the refused payload.
             self._discard(neighbour)
@@ -378,6 +459,8 @@ class RoundEngine(Exchange):
 
     def _try_close(self, now: float) -> None:
         """Aggregate once everybody who can deliver has, or at the deadline with a quorum."""
+        if self.phase is Phase.JOINING:
+            self._try_adopting()
         if self.phase is not Phase.COLLECTING:
             return
         present = self._of_this_round()
@@ -444,9 +527,10 @@ class RoundEngine(Exchange):
 
     def _share(self, neighbour: Neighbour) -> float:
         """How much of its weight counts."""
+        share = ramp_share(self.round_number, neighbour.held.since_round)
         if self._plan.asynchronous:
-            return staleness_share(self.round_number - neighbour.held.round_number)
-        return 1.0
+            share *= staleness_share(self.round_number - neighbour.held.round_number)
+        return share
 
     def _round_closed(
         self,
@@ -473,6 +557,7 @@ class RoundEngine(Exchange):
                 if self._plan.is_last(self.round_number):
                     self._notice(do.NoticeKind.FINISHED, None, "the last round is done")
                 self.round_number += 1
+                self._absence.model_round = self.round_number
                 self.phase = Phase.TRAINING
                 self._halt_if_safe()
                 if not self._stopping:

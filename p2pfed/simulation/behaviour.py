@@ -122,6 +122,7 @@ def _another(peer: "SimulatedPeer", envelope: Envelope, version: int) -> Envelop
         header.previous,
         header.replica_before,
         header.time_seconds,
+        header.since_round,
     )
     base = peer.federation.genesis
     other, _ = encode_delta(

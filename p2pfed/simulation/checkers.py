@@ -7,7 +7,7 @@ thing that does not hold ends the simulation with what is needed to see it again
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import networkx as nx
 import numpy as np
@@ -21,7 +21,7 @@ from p2pfed.protocol.digests import vector_digest
 from p2pfed.protocol.evidence import conflict
 from p2pfed.protocol.header import SignedHeader
 from p2pfed.protocol.neighbours import NOTHING_HELD
-from p2pfed.protocol.rounds import Phase
+from p2pfed.protocol.phases import Phase
 from p2pfed.simulation.envelopes import Envelope, Signatures
 from p2pfed.simulation.network import LINK_TIMEOUT_SECONDS, MAX_RETRY_SECONDS
 from p2pfed.simulation.outbox import QUEUED_ENVELOPES
@@ -29,7 +29,7 @@ from p2pfed.topology.resilience import detour_hops
 
 if TYPE_CHECKING:
     from p2pfed.simulation.federation import SimulatedFederation
-    from p2pfed.simulation.peer import SimulatedPeer
+    from p2pfed.simulation.peer import Held, SimulatedPeer
 
 WATCH_SECONDS = 5.0
 # After the last fault every site closes a round within this many deadlines, each with the time
@@ -39,6 +39,7 @@ PROGRESS_DEADLINES = 4
 # once the last link had the time to be given up and made again.
 HEALING_ROUNDS = 4
 RELINKING_SECONDS = LINK_TIMEOUT_SECONDS + 2 * MAX_RETRY_SECONDS
+RAMP_ROUNDS = 4  # by the specification
 WEIGHT_TOLERANCE = 1e-9
 SPREAD_TOLERANCE = 1e-3  # relative; codecs round
 
@@ -71,7 +72,7 @@ class Checkers:
         self._rejected: Counter[tuple[str, str, int]] = Counter()
         self.counts: Counter[str] = Counter()
 
-    def fail(self, checker: str, detail: str) -> None:
+    def fail(self, checker: str, detail: str) -> NoReturn:
         """:raises InvariantError: always."""
         raise InvariantError(
             checker,
@@ -153,29 +154,31 @@ class Checkers:
     def _check_input(
         self, peer: "SimulatedPeer", one: do.AggregationInput, round_number: int
     ) -> None:
-        held = peer.replicas.get(one.site)
         where = f"{peer.name} in round {round_number}, of {one.site}"
-        if held is None or held.state.replica == NOTHING_HELD:
-            self.fail("only_verified_models", f"{where}: no replica is held")
-            return
-        try:
-            header = self._signatures.verify(held.signed.encoded, held.signed.signature).header
-        except RemoteProtocolError as error:
-            self.fail("only_verified_models", f"{where}: {error}")
-            return
-        self._check(
-            "only_verified_models",
-            self._federation.name_of(header.sender) == one.site
-            and header.replica_after == vector_digest(held.vector)
-            and bool(np.isfinite(held.vector).all()),
-            f"{where}: the model is not the one that its owner signed",
-        )
-        staleness = round_number - held.state.round_number
+        staleness = round_number - self._check_model(peer, one.site, where).state.round_number
         self._check(
             "staleness_is_bounded",
             staleness <= peer.plan.max_staleness,
             f"{where}: its model is {staleness} rounds old",
         )
+
+    def _check_model(self, peer: "SimulatedPeer", site: str, where: str) -> "Held":
+        """Whether the model that is held of a neighbour is one that it signed."""
+        held = peer.replicas.get(site)
+        if held is None or held.state.replica == NOTHING_HELD:
+            self.fail("only_verified_models", f"{where}: no replica is held")
+        try:
+            header = self._signatures.verify(held.signed.encoded, held.signed.signature).header
+        except RemoteProtocolError as error:
+            self.fail("only_verified_models", f"{where}: {error}")
+        self._check(
+            "only_verified_models",
+            self._federation.name_of(header.sender) == site
+            and header.replica_after == vector_digest(held.vector)
+            and bool(np.isfinite(held.vector).all()),
+            f"{where}: the model is not the one that its owner signed",
+        )
+        return held
 
     def _check_convicted(self, peer: "SimulatedPeer", command: do.Aggregate) -> None:
         """Looked at when it is decided: a conviction that comes later counts in the next round."""
@@ -186,6 +189,16 @@ class Checkers:
                 f"{peer.name} in round {command.round_number}: {one.site} was convicted of an "
                 "equivocation",
             )
+
+    def adopts(self, peer: "SimulatedPeer", command: do.Adopt) -> None:
+        """A site is about to try its neighbours' model in the place of its own."""
+        self._check(
+            "nobody_joins_by_the_word_of_few",
+            len(set(command.donors)) >= peer.plan.donors_needed,
+            f"{peer.name} in round {command.round_number} takes {command.donors}",
+        )
+        for site in command.donors:
+            self._check_model(peer, site, f"{peer.name} joins with the model of {site}")
 
     def _check_healing(self, peer: "SimulatedPeer", command: do.Aggregate) -> None:
         """Once nothing goes wrong any more, nobody honest is left out for long."""
@@ -246,9 +259,13 @@ class Checkers:
     def _check_share(
         self, peer: "SimulatedPeer", one: do.AggregationInput, round_number: int
     ) -> None:
-        """What an asynchronous round takes off a model that is not of this round."""
-        apart = abs(round_number - peer.replicas[one.site].state.round_number)
+        """What is taken off a model that is not of an asynchronous round, and off one whose owner
+        joined a short while ago."""
+        state = peer.replicas[one.site].state
+        apart = abs(round_number - state.round_number)
         due = 1.0 / (1 + apart) if peer.plan.asynchronous else 1.0
+        if state.since_round:
+            due *= min(1.0, max(1, round_number - state.since_round + 1) / RAMP_ROUNDS)
         self._check(
             "shares_follow_from_what_was_signed",
             abs(one.share - due) <= WEIGHT_TOLERANCE,

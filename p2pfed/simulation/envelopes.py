@@ -90,6 +90,7 @@ class Statement:
     previous: bytes
     replica_before: bytes
     time_seconds: int
+    since_round: int = 0
 
 
 def encode_delta(
@@ -145,6 +146,7 @@ def encode_snapshot(
         published.digest,
         NOTHING_HELD,
         header.time_seconds,
+        header.since_round,
     )
     signed = _sign(
         identity, plan, Kind.SNAPSHOT, SNAPSHOT_CODEC, statement, vector_digest(replica), chunks
@@ -170,6 +172,7 @@ def _sign(
         schema_digest=plan.schema_digest,
         round_number=statement.round_number,
         sequence=statement.sequence,
+        since_round=statement.since_round,
         previous=statement.previous,
         replica_before=statement.replica_before,
         replica_after=replica_after,

@@ -7,8 +7,8 @@ from p2pfed.aggregation import Mixing
 from p2pfed.attacks import make
 from p2pfed.keys import Identity
 from p2pfed.protocol.digests import vector_digest
+from p2pfed.protocol.phases import Phase
 from p2pfed.protocol.plan import FederationPlan
-from p2pfed.protocol.rounds import Phase
 from p2pfed.simulation.behaviour import Behaviour, behaviour_of
 from p2pfed.simulation.checkers import Checkers
 from p2pfed.simulation.envelopes import Signatures

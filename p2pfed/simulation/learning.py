@@ -59,6 +59,10 @@ class Learning:
             self._work_off(self._waiting[number][2])
         return self._done.pop(number)
 
+    def errors(self, *models: Vector) -> list[float]:
+        """The share of the test records that each gets wrong."""
+        return [1.0 - float(share) for share in self._learner.accuracy(np.stack(models))]
+
     def forget(self, number: int) -> None:
         """The result is not wanted any more."""
         self._waiting.pop(number, None)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from p2pfed.aggregation import NeighbourModel
+from p2pfed.aggregation import NeighbourModel, aggregate
 from p2pfed.errors import AggregationError, AuthenticationError
 from p2pfed.keys import Identity
 from p2pfed.protocol import commands as do
@@ -22,6 +22,7 @@ from p2pfed.protocol import events as on
 from p2pfed.protocol import limits
 from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.header import Kind, SignedHeader
+from p2pfed.protocol.joining import is_worth_adopting
 from p2pfed.protocol.neighbours import NEVER_PUBLISHED, ReplicaState
 from p2pfed.protocol.own_state import OwnState
 from p2pfed.protocol.plan import FederationPlan
@@ -41,6 +42,7 @@ Vector = npt.NDArray[np.float32]
 NORM_SAMPLES = 64
 NORM_SAMPLES_NEEDED = 8
 NORM_BOUND_FACTOR = 1000.0
+JOINING_RULE = "coordinate_median"
 NOTICE_BYTES = 600  # a header on its own
 WANT_BYTES = 50
 
@@ -316,6 +318,8 @@ class SimulatedPeer:
                 self._quarantine(site, first, second)
             case do.Aggregate():
                 self.later(work, self._aggregate, command)
+            case do.Adopt():
+                self.later(work, self._adopt, command)
             case do.CommitRound(round_number):
                 self.later(work, self._commit, round_number)
             case do.Notice(kind):
@@ -352,6 +356,7 @@ class SimulatedPeer:
             command.previous,
             command.replica_before,
             int(self.clock.local(self.world.now)),
+            command.since_round,
         )
         envelope, after = encode_delta(
             self.identity,
@@ -481,7 +486,7 @@ class SimulatedPeer:
         rebuilt = envelope.rebuild(header.replica_before, base)
         if not snapshot:
             self._check_norm(rebuilt.norm)
-        state = ReplicaState(header.replica_after, header.round_number, header.sequence)
+        state = ReplicaState.after(header)
         self.replicas[site] = Held(state, rebuilt.vector, envelope.signed)
 
     def _check_norm(self, norm: float) -> None:
@@ -516,17 +521,40 @@ class SimulatedPeer:
         self._mixed = self.trained + step * (mixed - own)
         self.handle(on.AggregationFinished(command.round_number, outcome.returned))
 
-    def _commit(self, round_number: int) -> None:
-        self.model = self._start = self._mixed
-        self.committed_rounds += 1
+    def _adopt(self, command: do.Adopt) -> None:
+        """Try what the donors' models come to; no site of a simulation has a hold-out of its
+        own, so the federation's serves."""
+        self.federation.checkers.adopts(self, command)
+        first, *others = (self.replicas[site].vector for site in command.donors)
+        gathered = np.empty_like(first)
+        aggregate(
+            JOINING_RULE,
+            first,
+            [NeighbourModel(str(place), vector, 0.5) for place, vector in enumerate(others)],
+            gathered,
+        )
+        if not is_worth_adopting(*self.federation.learning.errors(gathered, self.model)):
+            self.handle(on.AdoptionRefused(command.round_number, "its error is larger"))
+            return
+        self.momentum = np.zeros_like(gathered)
+        self._begin_from(gathered, command.round_number)
+        self.handle(on.Adopted(command.round_number))
+
+    def _begin_from(self, model: Vector, round_number: int) -> None:
+        """Make a model durable as the start of a round."""
+        self.model = self._start = model
         self.last_commit_seconds = self.world.now
         self.topologies_of_round = [self.topology]
         durable = self.durable
-        durable.round_number = round_number + 1
+        durable.round_number = round_number
         durable.model, durable.momentum = self.model, self.momentum
         durable.replicas = dict(self.replicas)
         if self.federation.remembers_headers:
             durable.headers = tuple(self.headers.entries().values())
+
+    def _commit(self, round_number: int) -> None:
+        self._begin_from(self._mixed, round_number + 1)
+        self.committed_rounds += 1
         self.federation.committed(self, round_number)
         self.handle(on.RoundCommitted(round_number))
 

@@ -3,6 +3,7 @@
 from functools import lru_cache, partial
 
 from p2pfed.protocol.federation import federation_id
+from p2pfed.protocol.joining import donors_needed
 from p2pfed.protocol.plan import FederationPlan
 from p2pfed.topology import Topology
 
@@ -28,6 +29,7 @@ def plan_of(
         quorum=file.round.quorum,
         max_staleness=file.round.max_staleness,
         relayed=topology.relays.senders[site],
+        donors_needed=donors_needed(file.aggregation.byzantine_neighbours),
         asynchronous=file.round.mode == "async",
     )
 

@@ -125,6 +125,7 @@ def envelope(
         schema_digest=hello.schema_digest,
         round_number=round_number,
         sequence=round_number + 1,
+        since_round=0,
         previous=bytes(32),
         replica_before=hello.genesis_digest,
         replica_after=sealed.replica_after,

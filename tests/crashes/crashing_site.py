@@ -34,8 +34,9 @@ from p2pfed.protocol.header import Header, Kind, SignedHeader, sign_header
 from p2pfed.protocol.messages import AnswerCode
 from p2pfed.protocol.neighbours import NOTHING_HELD
 from p2pfed.protocol.own_state import OwnState
+from p2pfed.protocol.phases import Phase
 from p2pfed.protocol.plan import FederationPlan
-from p2pfed.protocol.rounds import NO_HEADER, Phase, RoundEngine
+from p2pfed.protocol.rounds import NO_HEADER, RoundEngine
 
 Vector = npt.NDArray[np.float32]
 
@@ -62,6 +63,7 @@ def _lie(variant: bytes) -> SignedHeader:
             schema_digest=b"S" * 32,
             round_number=0,
             sequence=1,
+            since_round=0,
             previous=NO_HEADER,
             replica_before=bytes(32),
             replica_after=variant * 32,

@@ -25,7 +25,7 @@ from p2pfed.daemon.journal import Journal
 from p2pfed.daemon.store import Store
 from p2pfed.errors import StoreError
 from p2pfed.protocol.evidence import conflict
-from p2pfed.protocol.rounds import Phase
+from p2pfed.protocol.phases import Phase
 
 SETTING = Setting(rounds=3)
 FAST_STRIDE = 13  # every so many operations; the slow test takes each of them

@@ -61,6 +61,7 @@ class DeadSite:
             schema_digest=bytes(32),
             round_number=3,
             sequence=4,
+            since_round=0,
             previous=bytes(32),
             replica_before=bytes(32),
             replica_after=mark * 32,

@@ -57,6 +57,7 @@ def make_envelope(directory: Path, parameters: int, *, sequence: int = 1) -> Env
         schema_digest=b"s" * 32,
         round_number=sequence - 1,
         sequence=sequence,
+        since_round=0,
         previous=bytes(32),
         replica_before=b"b" * 32,
         replica_after=b"a" * 32,

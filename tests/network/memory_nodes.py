@@ -28,7 +28,7 @@ from p2pfed.keys import Identity
 from p2pfed.protocol.digests import vector_digest
 from p2pfed.protocol.header import SignedHeader
 from p2pfed.protocol.messages import Message
-from p2pfed.protocol.rounds import Phase
+from p2pfed.protocol.phases import Phase
 from p2pfed.training import frames
 from p2pfed.training.regions import Vector
 

@@ -18,8 +18,9 @@ from p2pfed.daemon.store import Store
 from p2pfed.protocol import limits
 from p2pfed.protocol.commands import NoticeKind
 from p2pfed.protocol.header import SignedHeader, sign_header
+from p2pfed.protocol.joining import JOINING_ROUNDS, TOLERATED_LOSS
 from p2pfed.protocol.messages import HeaderNotice
-from p2pfed.protocol.rounds import Phase
+from p2pfed.protocol.phases import Phase
 
 # Less than the deadlines that these federations wait out: the clock is virtual, or a test fails.
 pytestmark = pytest.mark.timeout(120)
@@ -325,3 +326,30 @@ async def test_nothing_but_a_stop_ends_a_node_whose_neighbours_are_gone(
 
 def quorum_is_missing(node: Node) -> Callable[[], bool]:
     return lambda: any(n.kind is NoticeKind.QUORUM_MISSING for n in node.runtime.notices)
+
+
+async def test_a_node_that_was_away_for_long_begins_anew_from_its_neighbours_model(
+    state_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    settings = rounds(rounds=2 * JOINING_ROUNDS + 6, deadline_seconds=20.0)
+    complete = {"kind": "complete"}
+    async with memory_federation(state_path, "abcd", round=settings, graph=complete) as federation:
+        others = [federation.nodes[name] for name in "abc"]
+        await federation.until_all(Phase.TRAINING, 2)
+        await federation.kill("d")
+        there = 2 + JOINING_ROUNDS + 2
+        await federation.until_all(Phase.TRAINING, there, *others)
+        d = await federation.start("d")
+        # Of the like of the others' data: a stranger would rightly keep its own model.
+        d.trainer.target = np.mean([target_of(name) for name in "abc"], axis=0)
+        await federation.until(lambda: any(n.kind is NoticeKind.ADOPTED for n in d.runtime.notices))
+        adopted = next(r for r in d.store.history(100) if r["rule"] == "coordinate_median")
+        assert set(adopted["weights"]) == {"a", "b", "c"}
+        assert adopted["after"]["loss"] <= TOLERATED_LOSS * adopted["before"]["loss"]
+        await federation.until_all(Phase.FINISHED, 2 * JOINING_ROUNDS + 6)
+        since = adopted["round"] + 1
+        assert d.rounds_done()[-1] == 2 * JOINING_ROUNDS + 5
+        assert others[0].header_heard(d, since).header.since_round == since
+        # Having gone on from their model it is where they are.
+        assert consensus_distance([*others, d]) < 2 * consensus_distance(others) + 1e-3
+        assert nobody_is_quarantined(federation)

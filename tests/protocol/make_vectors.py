@@ -104,7 +104,9 @@ def headers() -> Json:
             for signed in (
                 signed_header(),
                 signed_header(BOB, round_number=0, sequence=1, previous=bytes(32), codec="int8"),
-                signed_header(kind=Kind.SNAPSHOT, replica_before=bytes(32), privacy_spend=0.125),
+                signed_header(
+                    kind=Kind.SNAPSHOT, replica_before=bytes(32), since_round=6, privacy_spend=0.125
+                ),
             )
         ]
     }

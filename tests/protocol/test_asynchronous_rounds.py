@@ -17,7 +17,8 @@ from p2pfed.protocol import limits
 from p2pfed.protocol.messages import AnswerCode
 from p2pfed.protocol.neighbours import ReplicaState
 from p2pfed.protocol.own_state import OwnState
-from p2pfed.protocol.rounds import Phase, RoundEngine
+from p2pfed.protocol.phases import Phase
+from p2pfed.protocol.rounds import RoundEngine
 from p2pfed.protocol.shares import staleness_share
 
 

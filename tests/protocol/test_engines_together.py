@@ -21,8 +21,9 @@ from p2pfed.protocol.header import Header, Kind, SignedHeader
 from p2pfed.protocol.messages import AnswerCode
 from p2pfed.protocol.neighbours import NEVER_PUBLISHED
 from p2pfed.protocol.own_state import OwnState
+from p2pfed.protocol.phases import Phase
 from p2pfed.protocol.plan import FederationPlan
-from p2pfed.protocol.rounds import Phase, RoundEngine
+from p2pfed.protocol.rounds import RoundEngine
 
 ROUNDS = 12
 EVENT_LIMIT = 60_000
@@ -130,6 +131,7 @@ class Site:
             "schema_digest": b"S" * 32,
             "round_number": number,
             "sequence": number + 1,
+            "since_round": 0,
             "previous": bytes(32),
             "replica_before": bytes(32),
             "replica_after": f"{self.name}{number}".encode().ljust(32, b"."),

@@ -23,6 +23,7 @@ HEADERS = st.builds(
     schema_digest=DIGESTS,
     round_number=st.integers(0, limits.MAX_ROUND_NUMBER),
     sequence=st.integers(1, limits.MAX_SEQUENCE),
+    since_round=st.just(0),
     previous=DIGESTS,
     replica_before=DIGESTS,
     replica_after=DIGESTS,
@@ -45,6 +46,7 @@ CHANGES: dict[str, tuple[object, list[object]]] = {
     "schema_digest": (b"x" * 32, [b"x" * 31]),
     "round_number": (6, [-1, limits.MAX_ROUND_NUMBER + 1, 7.0, True, None]),
     "sequence": (9, [0, limits.MAX_SEQUENCE + 1]),
+    "since_round": (4, [-1, limits.MAX_ROUND_NUMBER, "4"]),
     "previous": (b"x" * 32, [0]),
     "replica_before": (b"x" * 32, [b""]),
     "replica_after": (b"x" * 32, [[], None]),
@@ -116,11 +118,11 @@ def test_a_header_beyond_its_limit_is_malformed() -> None:
         parse_signed_header(bytes(limits.MAX_HEADER_BYTES + 1), bytes(64))
 
 
-@pytest.mark.parametrize("count", [0, 17, 19])
+@pytest.mark.parametrize("count", [0, 18, 20])
 def test_a_missing_or_additional_field_is_malformed(count: int) -> None:
     fields = unpack(signed_header().encoded, max_bytes=limits.MAX_HEADER_BYTES)
     encoded = pack(([*fields, 0])[:count])
-    with pytest.raises(MalformedMessageError, match="18 fields"):
+    with pytest.raises(MalformedMessageError, match="19 fields"):
         parse_signed_header(encoded, ALICE.sign(Kind.DELTA.signing_domain, encoded))
 
 

@@ -8,7 +8,8 @@ from p2pfed.protocol import limits
 from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.neighbours import NEVER_PUBLISHED
 from p2pfed.protocol.own_state import OwnState
-from p2pfed.protocol.rounds import NO_HEADER, Phase, RoundEngine
+from p2pfed.protocol.phases import Phase
+from p2pfed.protocol.rounds import NO_HEADER, RoundEngine
 
 
 def restored(sites: str = "bc", round_number: int = 3, **changes: object) -> RoundEngine:

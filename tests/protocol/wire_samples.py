@@ -33,6 +33,7 @@ def sample_header(**changes: object) -> Header:
         schema_digest=b"\x22" * 32,
         round_number=7,
         sequence=8,
+        since_round=0,
         previous=b"\x33" * 32,
         replica_before=b"\x44" * 32,
         replica_after=b"\x55" * 32,

@@ -10,10 +10,12 @@ from p2pfed.aggregation import Mixing
 from p2pfed.errors import InvariantError
 from p2pfed.protocol import commands as do
 from p2pfed.protocol import events as on
+from p2pfed.protocol import rounds
 from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.header import sign_header
 from p2pfed.protocol.messages import AnswerCode
 from p2pfed.protocol.neighbours import Neighbour, OfferDecision, Repair
+from p2pfed.protocol.phases import Phase
 from p2pfed.protocol.receiving import Application, Applied
 from p2pfed.protocol.rounds import RoundEngine
 from p2pfed.simulation.behaviour import Behaviour
@@ -210,6 +212,27 @@ def test_a_model_that_counts_for_more_than_its_age_allows(
     scenario = {"straggler": [{"site": "a", "factor": 3.0}]}
     settings = {"round": {"mode": "async", "max_staleness": 9}}
     assert caught(seeds=1, scenario=scenario, **settings) == {"shares_follow_from_what_was_signed"}
+
+
+LATE = {"join": [{"site": "e", "at_seconds": 40.0}]}
+
+
+def test_a_newcomer_that_counts_in_full_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "ramp_share", lambda _round, _since: 1.0)
+    found = caught(seeds=1, names="abcde", scenario=LATE, rounds=40)
+    assert found == {"shares_follow_from_what_was_signed"}
+
+
+def test_a_newcomer_that_trusts_a_single_donor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hasty(self: RoundEngine) -> None:
+        donors = [n.site for n in self._of_this_round() if self._is_donor(n)][:1]
+        if donors:
+            self.phase = Phase.ADOPTING
+            self._commands.append(do.Adopt(self.round_number, tuple(donors)))
+
+    monkeypatch.setattr(RoundEngine, "_try_adopting", hasty)
+    found = caught(seeds=1, names="abcde", scenario=LATE, rounds=40)
+    assert found == {"nobody_joins_by_the_word_of_few"}
 
 
 def test_a_delta_that_a_crash_makes_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ def signed(sequence: int) -> SignedHeader:
         SITE,
         Header(
             1, b"f" * 32, Kind.DELTA, SITE.public_key, b"t" * 32, b"s" * 32, sequence - 1, sequence,
-            bytes(32), b"b" * 32, b"a" * 32, "int8", b"k" * 32, b"r" * 32, 1, 10, 0.0, 0,
+            0, bytes(32), b"b" * 32, b"a" * 32, "int8", b"k" * 32, b"r" * 32, 1, 10, 0.0, 0,
         ),
     )  # fmt: skip
 
