@@ -155,6 +155,7 @@ async def test_helpers_that_deny_a_node_cannot_have_it_left_out(
     async with memory_federation(tmp_path, round=ROUND) as federation:
         a, b, c = (federation.nodes[name] for name in "abc")
         await federation.until_all(Phase.TRAINING, 2)
+        await trio.sleep(TRAINING_SECONDS / 2)
         b.trainer.may_train = trio.Event()  # slow in the next round, but heard
         await federation.until(lambda: a.is_in(Phase.COLLECTING, 3))
         key = b.identity.public_key
