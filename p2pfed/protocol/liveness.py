@@ -109,10 +109,12 @@ class LivenessDetector:
     """The neighbours of one peer, and the peer's own health.
 
     :param now: seconds on the clock of ``handle``.
+    :param tick_seconds: how often the shell ticks; what is due is seen at the next tick.
     """
 
-    def __init__(self, now: float) -> None:
-        self.health = LocalHealth(now)
+    def __init__(self, now: float, tick_seconds: float = TICK_SECONDS) -> None:
+        self.health = LocalHealth(now, tick_seconds)
+        self._tick_seconds = tick_seconds
         self._watched: dict[str, _Watched] = {}
         self._answers = ProbeAnswers()
         self._patience_seconds = 0.0
@@ -251,7 +253,7 @@ class LivenessDetector:
             watched.probe = _Probe(self._token, self._awake, {one.site for one in helpers})
             watched.probes += 1
             slowest = max(one.answer_seconds() for one in helpers)
-            wait = ANSWER_WAIT_SECONDS + slowest + TICK_SECONDS
+            wait = ANSWER_WAIT_SECONDS + slowest + self._tick_seconds
             for one in helpers:
                 self._commands.append(AskHelper(one.site, watched.site, self._token))
         watched.next_probe_at = self._awake + self.health.multiplier * wait

@@ -78,7 +78,7 @@ class ProbeReported:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Due every ``local_health.TICK_SECONDS``; that it comes late is how lag is found."""
+    """Due at a fixed interval; that it comes late is how lag is found."""
 
 
 LivenessEvent = Watch | Linked | Unlinked | Heard | RoundTrip | ProbeAsked | ProbeReported | Tick

@@ -18,13 +18,15 @@ RECOVERY_SECONDS = 1.0  # of awake time without trouble, after which the score f
 class LocalHealth:
     """The state of this process itself; times are seconds on the caller's clock.
 
+    :param tick_seconds: the time between two ticks that come in time.
     :ivar score: 0 to ``HIGHEST_SCORE``.
     :ivar lag_seconds: the longest lag since the score was last 0.
     """
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, tick_seconds: float = TICK_SECONDS) -> None:
         self.score = 0
         self.lag_seconds = 0.0
+        self._tick_seconds = tick_seconds
         self._ticked_at = now
         self._slept_seconds = 0.0
         self._changed_at = self.awake(now)
@@ -36,11 +38,12 @@ class LocalHealth:
     def awake(self, now: float) -> float:
         """Seconds of awake time at ``now``. Between two ticks it goes no further than one tick:
         what happens first after a pause is not dated by it."""
-        return self._ticked_at - self._slept_seconds + min(now - self._ticked_at, TICK_SECONDS)
+        awake_seconds = min(now - self._ticked_at, self._tick_seconds)
+        return self._ticked_at - self._slept_seconds + awake_seconds
 
     def tick(self, now: float) -> None:
         """Take note of the time that has passed since the last call."""
-        lag = max(0.0, now - self._ticked_at - TICK_SECONDS)
+        lag = max(0.0, now - self._ticked_at - self._tick_seconds)
         self._ticked_at = now
         self._slept_seconds += lag
         points = int(lag / LAG_OF_A_POINT_SECONDS)
