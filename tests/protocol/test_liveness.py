@@ -170,6 +170,7 @@ def test_a_link_that_goes_down_is_asked_about_at_once() -> None:
 
 def test_a_neighbour_whose_link_is_down_is_vouched_for_by_who_heard_it_since() -> None:
     peer = Peer()
+    peer.run(HEARTBEAT_SECONDS, "cd")
     peer.tell(Unlinked("b"))
     # Heard before the link went: no proof that it outlived it.
     peer.run(TICK_SECONDS, "cd", peer.report(TICK_SECONDS + 0.1))
@@ -183,6 +184,18 @@ def test_a_neighbour_whose_link_is_down_is_vouched_for_by_who_heard_it_since() -
     peer.tell(Linked("b"))
     assert peer.state("b") is ALIVE
     assert peer.verdicts() == [NeighbourHeard("b")]
+
+
+def test_a_slow_answer_makes_no_old_news_fresh() -> None:
+    peer = Peer()
+    peer.tell(Unlinked("b"))
+    peer.run(TICK_SECONDS, "cd")
+    asked = peer.asked()[0]
+    # It may have been under way all the time since it was asked for.
+    peer.run(1.0, "cd")
+    peer.tell(ProbeReported(asked.helper, "b", asked.token, 0.9))
+    assert peer.verdicts() == []
+    assert peer.detector.vouched_by("b") == ()
 
 
 def test_word_of_a_neighbour_ends_what_it_began() -> None:
