@@ -27,6 +27,7 @@ class LocalHealth:
         self.score = 0
         self.lag_seconds = 0.0
         self._tick_seconds = tick_seconds
+        self._ticking = False
         self._ticked_at = now
         self._slept_seconds = 0.0
         self._changed_at = self.awake(now)
@@ -42,11 +43,13 @@ class LocalHealth:
         return self._ticked_at - self._slept_seconds + awake_seconds
 
     def tick(self, now: float) -> None:
-        """Take note of the time that has passed since the last call."""
+        """Take note of the time that has passed since the last call; what passes before the first
+        is no lag, for the shell is still being started."""
         lag = max(0.0, now - self._ticked_at - self._tick_seconds)
         self._ticked_at = now
         self._slept_seconds += lag
-        points = int(lag / LAG_OF_A_POINT_SECONDS)
+        points = int(lag / LAG_OF_A_POINT_SECONDS) if self._ticking else 0
+        self._ticking = True
         if points:
             self._raise(points)
             self.lag_seconds = max(self.lag_seconds, lag)

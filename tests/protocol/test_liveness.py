@@ -54,6 +54,7 @@ class Peer:
         self.detector = LivenessDetector(self.now)
         self.sites = sites
         self.tell(Watch({s: frozenset(sites) - {s} for s in sites}, patience_seconds))
+        self.tell(Tick())
         for site in sites:
             self.tell(Linked(site))
         self.said.clear()

@@ -39,9 +39,16 @@ def test_a_pause_is_slept_through_and_lengthens_every_timeout() -> None:
     assert health.lag_seconds == 20.0
 
 
+def test_a_slow_start_is_no_lag() -> None:
+    health = LocalHealth(0.0)
+    health.tick(30.0)
+    assert (health.score, health.lag_seconds) == (0, 0.0)
+    assert health.awake(30.0) == TICK_SECONDS
+
+
 def test_the_score_follows_the_lag_and_recovers_step_by_step() -> None:
     health = LocalHealth(0.0)
-    now = TICK_SECONDS + 3 * LAG_OF_A_POINT_SECONDS
+    now = ticking(health, 0.0, 1.0) + TICK_SECONDS + 3 * LAG_OF_A_POINT_SECONDS
     health.tick(now)
     scores = [health.score]
     for _ in range(4):
