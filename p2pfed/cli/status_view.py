@@ -82,9 +82,12 @@ def neighbour_table(neighbours: list[NeighbourStatus]) -> Table:
         table.add_column(name, no_wrap=True)
     for n in neighbours:
         state = "quarantined" if n.quarantined else n.state
+        silent = state == "connected" and n.liveness != "alive"
         table.add_row(
             n.name,
-            Text(state, style=STATE_STYLES.get(state, "red")),
+            Text(n.liveness, style="yellow")
+            if silent
+            else Text(state, style=STATE_STYLES.get(state, "red")),
             shown_path(n.address, n.direction, n.relay) if n.address else "-",
             f"{n.round_trip_seconds * 1000:.0f} ms" if n.round_trip_seconds is not None else "-",
             str(n.round) if n.round is not None else "-",

@@ -27,6 +27,7 @@ from p2pfed.daemon.logs import RecentLines
 from p2pfed.daemon.membership import Membership
 from p2pfed.daemon.notify import notify, notify_reloading
 from p2pfed.daemon.outbox import Outbox
+from p2pfed.daemon.probing import Probing
 from p2pfed.daemon.relaying import Relaying, announced_addresses, terms_of
 from p2pfed.daemon.round_work import RoundWork
 from p2pfed.daemon.runtime import Runtime
@@ -127,6 +128,7 @@ class Daemon:
         self._links: Links
         self._transport: Transport
         self._membership: Membership
+        self._probing: Probing
         self._status: StatusBuilder
         self._book: AddressBook
         self._relaying: Relaying
@@ -156,6 +158,7 @@ class Daemon:
             self._announce()
             await nursery.start(self._runtime.outbox.run)
             await nursery.start(self._links.run)
+            nursery.start_soon(self._probing.run)
             if self.site.file.relay.use:
                 nursery.start_soon(self._relaying.run)
             await self._start_mdns(nursery)
@@ -309,6 +312,9 @@ class Daemon:
             changed=self._relays_changed,
         )
         self._membership.links = runtime.links = self._links
+        self._probing = self._membership.probing = Probing(
+            runtime, self._links, self._transport, self.topology, self._name
+        )
         self._links.set_neighbours(self._neighbour_ids())
         runtime.outbox = Outbox(self._transport, self._links, self.identity, self._sent)
         receiver = DeltaReceiver(
@@ -324,6 +330,7 @@ class Daemon:
             self._trainer,
             self._links,
             self._transport,
+            self._probing,
         )
         self._status.topology = self.topology
 

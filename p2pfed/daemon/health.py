@@ -4,6 +4,7 @@ from p2pfed.daemon.status import HealthLine, Status
 
 ROUND_TRIP_WARNING_SECONDS = 2.0
 BEHIND_WARNING_ROUNDS = 3
+BUSY_SCORE = 3  # of local health: a lag of a second and a half at once, or shorter ones in a row
 
 
 def health_of(status: Status) -> list[HealthLine]:
@@ -54,6 +55,17 @@ def _own(status: Status) -> list[HealthLine]:
                 "p2pfed peers",
             )
         )
+    own = status.local_health
+    if own.score >= BUSY_SCORE and own.lag_seconds > 0.0:
+        lines.append(
+            HealthLine(
+                "warning",
+                f"this machine is too busy: the daemon stood still for {own.lag_seconds:.1f} s, so "
+                "it gives its neighbours more time; lower training.threads, or give it more "
+                "processors",
+                "p2pfed log",
+            )
+        )
     if status.round.degraded:
         lines.append(
             HealthLine("warning", "the last round closed without every neighbour", "p2pfed peers")
@@ -85,8 +97,18 @@ def _neighbours(status: Status) -> list[HealthLine]:
             lines.append(HealthLine("error", f"{name}: {neighbour.refusal}", "p2pfed config check"))
         elif neighbour.state != "connected":
             reason = f": {neighbour.last_error}" if neighbour.last_error else ""
+            if neighbour.vouched_by:
+                reason += f"; heard by {', '.join(neighbour.vouched_by)}, so rounds wait for it"
             lines.append(
                 HealthLine("warning", f"{name} is not connected{reason}", f"p2pfed ping {name}")
+            )
+        elif neighbour.liveness == "unreachable":
+            lines.append(
+                HealthLine(
+                    "warning",
+                    f"{name} is silent on a link that is up; rounds do not wait for it",
+                    f"p2pfed ping {name}",
+                )
             )
         elif (neighbour.round_trip_seconds or 0.0) > ROUND_TRIP_WARNING_SECONDS:
             lines.append(

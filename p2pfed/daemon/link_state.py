@@ -6,7 +6,10 @@ from typing import Literal, Protocol
 import trio
 
 from p2pfed.daemon.transport import ConnectionPath
-from p2pfed.protocol.messages import Hello, Message, Refusal
+from p2pfed.protocol.messages import HeartbeatReply, Hello, Message, Refusal
+
+HEARTBEATS_AWAITED = 16  # the answer to an earlier one has no use
+ROUND_TRIP_GAIN = 0.125  # RFC 6298, section 2
 
 LinkPhase = Literal["connected", "dialling", "waiting", "refused"]
 
@@ -67,7 +70,7 @@ class Link:
         self.carried = False
         self.offended = False
         self.opened_here = False
-        self.pings: dict[int, tuple[float, trio.Event]] = {}
+        self.pings: dict[int, tuple[float, trio.Event | None]] = {}
         self.next_token = 0
         self.heard_at_seconds = trio.current_time()
         self.received_bytes = 0
@@ -76,3 +79,32 @@ class Link:
         if phase != self.state.phase:
             changes["since_seconds"] = trio.current_time()
         self.state = replace(self.state, phase=phase, **changes)  # type: ignore[arg-type]
+
+    def new_token(self, answered: trio.Event | None) -> int:
+        """The token of a heartbeat that is sent now; its answer sets the event."""
+        self.next_token = (self.next_token + 1) % 2**32
+        self.pings[self.next_token] = (trio.current_time(), answered)
+        while len(self.pings) > HEARTBEATS_AWAITED:
+            del self.pings[next(iter(self.pings))]
+        return self.next_token
+
+    def take_reply(self, reply: HeartbeatReply) -> None:
+        """Measure the round trip, unless the heartbeat was given up."""
+        sent_at, answered = self.pings.pop(reply.token, (None, None))
+        if sent_at is None:
+            return
+        if answered is not None:
+            answered.set()
+        sample = trio.current_time() - sent_at
+        known = self.state.round_trip_seconds
+        smoothed = sample if known is None else known + ROUND_TRIP_GAIN * (sample - known)
+        self.state = replace(
+            self.state,
+            round_trip_seconds=smoothed,
+            round_number=reply.round_number,
+            remote_phase=reply.phase,
+        )
+
+    def excuse(self, seconds: float) -> None:
+        """Count a pause of this process as no silence of the neighbour."""
+        self.heard_at_seconds = min(self.heard_at_seconds + seconds, trio.current_time())

@@ -5,7 +5,6 @@ it may be that only one end can reach the other. Both say hello, then the link c
 heartbeats and the small messages of the protocol until it fails and is made again.
 """
 
-import math
 import random
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
@@ -26,6 +25,7 @@ from p2pfed.errors import (
 from p2pfed.keys import peer_id_from_public_key
 from p2pfed.protocol import limits
 from p2pfed.protocol.certificates import parse_certificate
+from p2pfed.protocol.liveness import HEARTBEAT_SECONDS
 from p2pfed.protocol.messages import (
     AddressRecordNotice,
     FrameReader,
@@ -50,11 +50,9 @@ DIAL_HEAD_START_SECONDS = 3.0  # of the peer with the lower id
 CONTROL_STREAM_TIMEOUT_SECONDS = 20.0  # for a connected dialler to open it
 REFUSED_RETRY_SECONDS = 30.0  # after an answer that only an operator can change
 HANDSHAKE_TIMEOUT_SECONDS = 60.0  # on a link of 0.3 MB/s a stream can take 9 s to open
-HEARTBEAT_SECONDS = 1.0
 LINK_TIMEOUT_SECONDS = 15.0  # without a byte from the neighbour, on any stream
 OUTGOING_MESSAGES = 256  # queued for a slow neighbour; more are dropped
 GOODBYE_TIMEOUT_SECONDS = 2.0
-ROUND_TRIP_GAIN = 0.125  # RFC 6298, section 2
 
 
 class Links:
@@ -149,16 +147,22 @@ class Links:
         link = self._links.get(peer_id)
         if link is None or link.outgoing is None:
             raise TransportError("there is no link to it now")
-        answered = trio.Event()
-        token = self._new_token(link, answered)
-        sent_at = link.pings[token][0]
-        hello = self._handler.local_hello()
-        if not self.post(peer_id, Heartbeat(token, hello.round_number, hello.phase)):
+        answered, sent_at = trio.Event(), trio.current_time()
+        if not self.send_heartbeat(peer_id, answered):
             raise TransportError("it takes messages too slowly; too many wait for it")
         with trio.move_on_after(timeout_seconds):
             await answered.wait()
             return trio.current_time() - sent_at
         raise TransportError(f"no answer within {timeout_seconds:g} s")
+
+    def send_heartbeat(self, peer_id: str, answered: trio.Event | None = None) -> bool:
+        """Queue a heartbeat for a linked neighbour, as ``post`` does; its answer sets the event."""
+        link = self._links.get(peer_id)
+        if link is None or link.outgoing is None:
+            return False
+        hello = self._handler.local_hello()
+        token = link.new_token(answered)
+        return self.post(peer_id, Heartbeat(token, hello.round_number, hello.phase))
 
     async def reconnect(self, peer_id: str, reason: str) -> None:
         """Drop the link so that both ends say hello again."""
@@ -481,7 +485,7 @@ class Links:
                     self.post(link.peer_id, HeartbeatReply(token, hello.round_number, hello.phase))
                     self._handler.heard(link.peer_id, message)
                 case HeartbeatReply():
-                    self._take_reply(link, message)
+                    link.take_reply(message)
                     self._handler.heard(link.peer_id, message)
                 case Goodbye(reason):
                     raise TransportError(f"it stopped: {reason}")
@@ -492,38 +496,17 @@ class Links:
                 case _:
                     self._handler.heard(link.peer_id, message)
 
-    def _new_token(self, link: Link, answered: trio.Event) -> int:
-        link.next_token = (link.next_token + 1) % 2**32
-        link.pings[link.next_token] = (trio.current_time(), answered)
-        while len(link.pings) > math.ceil(LINK_TIMEOUT_SECONDS / HEARTBEAT_SECONDS) + 1:
-            del link.pings[next(iter(link.pings))]
-        return link.next_token
-
-    def _take_reply(self, link: Link, reply: HeartbeatReply) -> None:
-        sent_at, answered = link.pings.pop(reply.token, (None, None))
-        if sent_at is None or answered is None:
-            return  # a reply to a heartbeat that was given up
-        answered.set()
-        sample = trio.current_time() - sent_at
-        known = link.state.round_trip_seconds
-        smoothed = sample if known is None else known + ROUND_TRIP_GAIN * (sample - known)
-        link.state = replace(
-            link.state,
-            round_trip_seconds=smoothed,
-            round_number=reply.round_number,
-            remote_phase=reply.phase,
-        )
-
     async def _beat(self, link: Link) -> None:
         """Send heartbeats; end the link when nothing at all comes back.
 
-        Bytes of a bulk transfer count as life: on a slow link they keep heartbeats waiting.
+        Bytes of a bulk transfer count as life: on a slow link they keep heartbeats waiting. A
+        silence that this process slept through does not count.
         """
         while True:
-            hello = self._handler.local_hello()
-            token = self._new_token(link, trio.Event())
-            self.post(link.peer_id, Heartbeat(token, hello.round_number, hello.phase))
-            await trio.sleep(HEARTBEAT_SECONDS)
+            self.send_heartbeat(link.peer_id)
+            due = trio.current_time() + HEARTBEAT_SECONDS
+            await trio.sleep_until(due)
+            link.excuse(trio.current_time() - due)
             received = self._transport.bytes_received(link.peer_id)
             if received != link.received_bytes:
                 link.received_bytes = received

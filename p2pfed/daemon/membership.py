@@ -10,6 +10,7 @@ import structlog
 from p2pfed import __version__
 from p2pfed.daemon.addresses import AddressBook
 from p2pfed.daemon.links import Links
+from p2pfed.daemon.probing import Probing
 from p2pfed.daemon.runtime import Runtime
 from p2pfed.errors import RemoteProtocolError
 from p2pfed.keys import peer_id_from_public_key, public_key_from_peer_id
@@ -25,6 +26,8 @@ from p2pfed.protocol.messages import (
     HeartbeatReply,
     Hello,
     Message,
+    ProbeReport,
+    ProbeRequest,
     Refusal,
     RefusalCode,
     Want,
@@ -65,9 +68,11 @@ class Membership:
         self._address_record = address_record
         self._outbid = outbid
         self.links: Links
+        self.probing: Probing
 
     def change_topology(self, topology: Topology) -> None:
         self._topology = topology
+        self.probing.change_topology(topology)
 
     def announce(self, address_record: bytes) -> None:
         """Take this site's own addresses, once they are known."""
@@ -158,6 +163,7 @@ class Membership:
                 hello.published_round,
             )
         )
+        self.probing.linked(self.name_of(peer_id))
         self._show_its_newest(peer_id)
 
     def _show_its_newest(self, peer_id: str) -> None:
@@ -169,10 +175,12 @@ class Membership:
     def link_down(self, peer_id: str, reason: str) -> None:
         log.info("link down", site=self.name_of(peer_id), reason=reason)
         self._runtime.dispatch(on.LinkDown(self.name_of(peer_id)))
+        self.probing.unlinked(self.name_of(peer_id))
 
     def heard(self, peer_id: str, message: Message) -> None:
         """:raises RemoteProtocolError: not acceptable from a member."""
         name = self.name_of(peer_id)
+        self.probing.heard(name)
         match message:
             case Heartbeat(_, round_number, _) | HeartbeatReply(_, round_number, _):
                 self._runtime.dispatch(on.NeighbourProgress(name, round_number))
@@ -184,6 +192,8 @@ class Membership:
                 self._take_proof(name, message)
             case AddressRecordNotice(record):
                 self._learn_addresses(peer_id, record)
+            case ProbeRequest() | ProbeReport():
+                self.probing.take(name, message)
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} is not expected here")
 

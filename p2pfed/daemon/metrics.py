@@ -20,6 +20,11 @@ class StatusCollector(Collector):
         yield _gauge("round", "Round under way, from 0.", status.round.number)
         yield _gauge("healthy", "1 where no health line is an error.", float(status.healthy))
         yield _gauge("delivered", "Neighbours that delivered this round.", status.round.delivered)
+        yield _gauge(
+            "local_health_score",
+            "0 where the event loop is in time, up to 8 where it lags.",
+            status.local_health.score,
+        )
         yield _gauge("trainer_restarts", "Times the trainer was replaced.", status.trainer.restarts)
         yield _counter("rounds", "Rounds committed since start.", status.totals.rounds_done)
         for name in ("deltas_accepted", "deltas_refused", "deltas_rejected", "strangers_refused"):
@@ -44,6 +49,9 @@ class StatusCollector(Collector):
     @staticmethod
     def _neighbours(status: Status) -> Iterator[Metric]:
         up = GaugeMetricFamily("p2pfed_neighbour_connected", "1 where linked.", labels=["site"])
+        unreachable = GaugeMetricFamily(
+            "p2pfed_neighbour_unreachable", "1 where rounds do not wait for it.", labels=["site"]
+        )
         trip = GaugeMetricFamily(
             "p2pfed_neighbour_round_trip_seconds", "Smoothed round trip.", labels=["site"]
         )
@@ -54,11 +62,12 @@ class StatusCollector(Collector):
         for neighbour in status.neighbours:
             labels = [neighbour.name]
             up.add_metric(labels, float(neighbour.state == "connected"))
+            unreachable.add_metric(labels, float(neighbour.liveness == "unreachable"))
             if neighbour.round_trip_seconds is not None:
                 trip.add_metric(labels, neighbour.round_trip_seconds)
             sent.add_metric(labels, neighbour.bytes_sent)
             received.add_metric(labels, neighbour.bytes_received)
-        yield from (up, trip, sent, received)
+        yield from (up, unreachable, trip, sent, received)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -91,6 +91,16 @@ class NeighbourStatus:
     quarantined: bool
     software: str | None
     relay: str | None = None
+    liveness: str = "alive"
+    vouched_by: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalHealthStatus:
+    """Whether this process itself was kept waiting: ``score`` is 0 (well) to 8."""
+
+    score: int = 0
+    lag_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +138,7 @@ class Status:
     neighbours: list[NeighbourStatus]
     totals: Totals
     storage_error: str | None = None
+    local_health: LocalHealthStatus = LocalHealthStatus()
     health: list[HealthLine] = field(default_factory=list)
     schema_version: int = STATUS_SCHEMA_VERSION
 
@@ -141,7 +152,7 @@ class Status:
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> "Status":
         """Read what ``to_json`` wrote; keys of a newer daemon that are unknown are ignored."""
-        values = dict(document)
+        values = {"local_health": {}, **document}
         for name, kind in _TABLES.items():
             values[name] = _known(kind, values[name])
         for name, kind in _LISTS.items():
@@ -169,5 +180,6 @@ _TABLES: dict[str, Any] = {
     "model": ModelStatus,
     "trainer": TrainerReport,
     "totals": Totals,
+    "local_health": LocalHealthStatus,
 }
 _LISTS: dict[str, Any] = {"neighbours": NeighbourStatus, "health": HealthLine}

@@ -9,8 +9,10 @@ from p2pfed.config import Site
 from p2pfed.daemon.health import health_of
 from p2pfed.daemon.link_state import LinkState
 from p2pfed.daemon.links import Links
+from p2pfed.daemon.probing import Probing
 from p2pfed.daemon.runtime import NeighbourCounts, Runtime
 from p2pfed.daemon.status import (
+    LocalHealthStatus,
     ModelStatus,
     NeighbourStatus,
     RoundStatus,
@@ -40,6 +42,7 @@ class StatusBuilder:
         trainer: Trainer,
         links: Links,
         transport: Transport,
+        probing: Probing,
     ) -> None:
         self._site = site
         self._peer_id = peer_id
@@ -47,6 +50,7 @@ class StatusBuilder:
         self._trainer = trainer
         self._links = links
         self._transport = transport
+        self._probing = probing
         self._started_at_seconds = trio.current_time()
         self.strangers_refused = 0
         self.topology: Topology
@@ -68,6 +72,9 @@ class StatusBuilder:
             ],
             totals=self._totals(),
             storage_error=self._storage_error(),
+            local_health=LocalHealthStatus(
+                self._probing.local_health_score, round(self._probing.lag_seconds, 3)
+            ),
         )
         status.health.extend(health_of(status))
         return status
@@ -168,6 +175,8 @@ class StatusBuilder:
             quarantined=known.quarantined if known is not None else False,
             software=link.software,
             relay=self._relay_name(link),
+            liveness=self._probing.liveness(name).value,
+            vouched_by=list(self._probing.vouched_by(name)),
         )
 
     def _relay_name(self, link: LinkState) -> str | None:

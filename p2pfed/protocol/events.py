@@ -66,6 +66,22 @@ class NeighbourProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class NeighbourSilent:
+    """Nothing is heard of the neighbour, by this site or by a common neighbour: no round waits for
+    it until something is. ``liveness`` decides this; a link that goes down implies it."""
+
+    site: str
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourHeard:
+    """The neighbour is heard: over its link or, where that is down, by a common neighbour. A link
+    that comes up implies it."""
+
+    site: str
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingFinished:
     round_number: int
 
@@ -209,6 +225,8 @@ Event = (
     | LinkUp
     | LinkDown
     | NeighbourProgress
+    | NeighbourSilent
+    | NeighbourHeard
     | TrainingFinished
     | TrainingFailed
     | Published

@@ -4,6 +4,7 @@ Offers are answered, gaps are repaired, headers are compared and passed on. When
 and when a round is closed, ``rounds`` says.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 
 from p2pfed.protocol import commands as do
@@ -64,7 +65,7 @@ class Exchange:
             if not self._has_delivered(neighbour)
             and not neighbour.quarantined
             and not neighbour.failed_in(self.round_number)
-            and (neighbour.linked or now < neighbour.down_since_seconds + self._grace_seconds())
+            and (not neighbour.silent or now < self._end_of_grace(neighbour))
         ]
 
     @property
@@ -234,8 +235,13 @@ class Exchange:
             if site in self.neighbours
         ]
 
-    def _grace_seconds(self) -> float:
-        return min(LINK_GRACE_SECONDS, LINK_GRACE_DEADLINES * self._plan.deadline_seconds)
+    def _end_of_grace(self, neighbour: Neighbour) -> float:
+        """Until when a neighbour of which nothing is heard is waited for: it gets a grace where
+        its link went down, and none where the link is up and silent."""
+        if neighbour.linked:
+            return -math.inf
+        grace = min(LINK_GRACE_SECONDS, LINK_GRACE_DEADLINES * self._plan.deadline_seconds)
+        return neighbour.down_since_seconds + grace
 
     def _notice(self, kind: do.NoticeKind, site: str | None, detail: str) -> None:
         self._commands.append(do.Notice(kind, self.round_number, site, detail))

@@ -42,6 +42,7 @@ HEADER_LOG_ENTRIES = 8192  # of all members together
 MAX_ROUND_NUMBER = 2**40
 MAX_SEQUENCE = 2**40
 MAX_TIME_SECONDS = 2**40
+MAX_HEARD_MILLISECONDS = 2**32  # since a neighbour was heard: seven weeks
 
 MAX_MSGPACK_DEPTH_ITEMS = 64  # items of any array in a control message or header
 MAX_NESTING = 4  # arrays within arrays; an address record takes 2

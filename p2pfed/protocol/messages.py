@@ -18,6 +18,7 @@ from p2pfed.protocol.fields import FieldReader
 
 LENGTH_PREFIX = struct.Struct("!I")
 MAX_TOKEN = 2**32 - 1
+NEVER_HEARD = -1  # of a ProbeReport
 
 
 class RefusalCode(StrEnum):
@@ -141,6 +142,24 @@ class Receipt:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class ProbeRequest:
+    """Do you hear ``target``, a neighbour of us both? Answered by a ``ProbeReport`` with the same
+    token."""
+
+    target: bytes  # public key
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeReport:
+    """How long ago the sender last heard ``target``; ``NEVER_HEARD`` without a link to it."""
+
+    target: bytes  # public key
+    token: int
+    heard_milliseconds_ago: int
+
+
 Message = (
     Hello
     | Heartbeat
@@ -153,6 +172,8 @@ Message = (
     | Goodbye
     | Answer
     | Receipt
+    | ProbeRequest
+    | ProbeReport
 )
 
 
@@ -189,6 +210,10 @@ def _record(fields: FieldReader) -> bytes:
 
 def _token(fields: FieldReader) -> int:
     return fields.integer(0, MAX_TOKEN)
+
+
+def _public_key(fields: FieldReader) -> bytes:
+    return fields.exact_bytes(limits.PUBLIC_KEY_BYTES)
 
 
 _Readers = tuple[Callable[[FieldReader], object], ...]
@@ -232,6 +257,15 @@ _LAYOUT: Mapping[int, tuple[type[Message], _Readers]] = MappingProxyType(
             ),
         ),
         11: (Receipt, (FieldReader.boolean, FieldReader.text)),
+        12: (ProbeRequest, (_public_key, _token)),
+        13: (
+            ProbeReport,
+            (
+                _public_key,
+                _token,
+                lambda fields: fields.integer(NEVER_HEARD, limits.MAX_HEARD_MILLISECONDS),
+            ),
+        ),
     }
 )
 _CODES: Mapping[type[Message], int] = MappingProxyType(

@@ -58,6 +58,7 @@ class Neighbour:
     held: ReplicaState
     down_since_seconds: float
     linked: bool = False
+    silent: bool = True  # nobody hears of it: see events.NeighbourSilent
     announced_round: int = 0
     applying: SignedHeader | None = None
     kept: list[SignedHeader] = field(default_factory=list)  # received, in the chain's order

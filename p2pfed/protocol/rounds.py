@@ -89,6 +89,8 @@ class RoundEngine(Exchange):
                 self._take_plan(event.plan, now)
             case on.LinkUp() | on.LinkDown() | on.NeighbourProgress():
                 self._link_changed(event, now)
+            case on.NeighbourSilent() | on.NeighbourHeard():
+                self._hearing_changed(event, now)
             case on.TrainingFinished() | on.TrainingFailed() | on.Published():
                 self._own_work_done(event, now)
             case on.OfferArrived():
@@ -387,7 +389,7 @@ class RoundEngine(Exchange):
             neighbour = self._meet(event.site, now)
         match event:
             case on.LinkUp():
-                neighbour.linked = True
+                neighbour.linked, neighbour.silent = True, False
                 neighbour.announced_round = event.round_number
                 if neighbour.quarantined:
                     return
@@ -397,8 +399,9 @@ class RoundEngine(Exchange):
                 if self.published is not None:
                     self._send_newest(neighbour.site)
             case on.LinkDown():
-                neighbour.linked = False
-                neighbour.down_since_seconds = now
+                if not neighbour.silent:
+                    neighbour.down_since_seconds = now
+                neighbour.linked, neighbour.silent = False, True
                 neighbour.arriving = None
                 if not any(each.linked for each in self.neighbours.values()):
                     self._absence.away = True
@@ -411,6 +414,11 @@ class RoundEngine(Exchange):
                 # What it holds of this peer it showed before its first heartbeat.
                 self._signed_rounds.reported.add(event.site)
                 self._stop_asking(now)
+
+    def _hearing_changed(self, event: on.NeighbourSilent | on.NeighbourHeard, now: float) -> None:
+        if event.site in self.neighbours:
+            self.neighbours[event.site].silent = isinstance(event, on.NeighbourSilent)
+            self._try_close(now)
 
     def _transfer_ended(self, event: on.PayloadReceived | on.TransferAborted, now: float) -> None:
         neighbour = self.neighbours.get(event.site)
@@ -468,11 +476,7 @@ class RoundEngine(Exchange):
             return
         waiting = self.waited_for(now)
         if waiting and not self._deadline_passed:
-            expiries = [
-                n.down_since_seconds + self._grace_seconds()
-                for n in present
-                if n.site in waiting and not n.linked
-            ]
+            expiries = [self._end_of_grace(n) for n in present if n.site in waiting and n.silent]
             if expiries:
                 self._commands.append(do.SetTimer(on.Timer.GRACE, min(expiries)))
             return

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from p2pfed.protocol.liveness import HEARTBEAT_SECONDS
 from p2pfed.simulation.scenario import LinkQuality, Partition, Scenario
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from p2pfed.simulation.world import World
 
 # As the daemon's, which tests compare.
-HEARTBEAT_SECONDS = 1.0
 LINK_TIMEOUT_SECONDS = 15.0
 FIRST_RETRY_SECONDS = 0.2
 MAX_RETRY_SECONDS = 15.0
@@ -272,9 +272,11 @@ class Network:
                 receiver = link.other(name)
                 peer = self._peers[receiver]
                 number = self._peers[name].engine.round_number
-                if self._passes(name, receiver) and peer.knows_otherwise(name, number):
-                    message = _Message(name, link.session, peer.progress, (number,), False)
-                    delay = link.directions[name].quality.delay_seconds
-                    self._world.after(delay, self._arrive, link, message)
+                if self._passes(name, receiver):
+                    peer.hears(name)
+                    if peer.knows_otherwise(name, number):
+                        message = _Message(name, link.session, peer.progress, (number,), False)
+                        delay = link.directions[name].quality.delay_seconds
+                        self._world.after(delay, self._arrive, link, message)
                 self.traffic[name].sent["heartbeat"] += 2 * HEARTBEAT_BYTES
         self._world.after(HEARTBEAT_SECONDS, self.heartbeats)

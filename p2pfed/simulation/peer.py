@@ -30,6 +30,7 @@ from p2pfed.protocol.rounds import RoundEngine
 from p2pfed.simulation.behaviour import Behaviour
 from p2pfed.simulation.envelopes import Envelope, Statement, encode_delta, encode_snapshot
 from p2pfed.simulation.outbox import Outbox
+from p2pfed.simulation.probing import SimulatedProbing
 from p2pfed.simulation.scenario import Pace
 from p2pfed.topology import Topology
 
@@ -139,6 +140,7 @@ class SimulatedPeer:
         self.last_commit_seconds = 0.0
         self.started_seconds = 0.0
         self.engine: RoundEngine
+        self.probing: SimulatedProbing
 
     @property
     def pace(self) -> Pace:
@@ -184,6 +186,7 @@ class SimulatedPeer:
         )
         self.world.record(self.name, "starts", number=durable.round_number)
         self.handle(on.Started())
+        self.probing = SimulatedProbing(self)
         self.federation.meet(self)
 
     def crash(self) -> None:
@@ -212,6 +215,7 @@ class SimulatedPeer:
         self.topologies_of_round.append(topology)
         if self.up:
             self.handle(on.PlanChanged(self.plan))
+            self.probing.change_topology()
             self.federation.network.cut_all(self.name)
             self.federation.meet(self)
 
@@ -255,6 +259,7 @@ class SimulatedPeer:
         self.links.add(other)
         self.progress_known[other] = hello.round_number
         self.handle(on.LinkUp(other, hello.round_number, hello.replica, hello.published_round))
+        self.probing.linked(other)
 
     def unlinked(self, other: str) -> None:
         outbox = self.outboxes.get(other)
@@ -263,6 +268,11 @@ class SimulatedPeer:
         if other in self.links:
             self.links.discard(other)
             self.handle(on.LinkDown(other))
+            self.probing.unlinked(other)
+
+    def hears(self, other: str) -> None:
+        """A heartbeat came, or its answer."""
+        self.probing.heard(other)
 
     def knows_otherwise(self, other: str, round_number: int) -> bool:
         return self.progress_known.get(other) != round_number

@@ -81,6 +81,11 @@ class Topology:
         rounds = self.examined_rounds
         return tuple(sorted({n for number in rounds for n in self.neighbours(name, number)}))
 
+    def common_neighbours(self, name: str) -> Mapping[str, frozenset[str]]:
+        """For each neighbour of any round, the neighbours of any round that both have."""
+        own = frozenset(self.all_neighbours(name))
+        return {other: own & frozenset(self.all_neighbours(other)) for other in sorted(own)}
+
     def weights(self, name: str, round_number: int = 0) -> Mapping[str, float]:
         """The mixing weight of each of its edges in a round."""
         graph = self.graph(round_number)

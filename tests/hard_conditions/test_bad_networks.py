@@ -1,6 +1,8 @@
 """Networks that lose, block and swallow packets."""
 
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from conditions import (
@@ -10,7 +12,7 @@ from conditions import (
     until_connected,
     until_said,
 )
-from federation import Federation
+from federation import GUARD_SECONDS, Federation
 from namespaces import (
     SmallNetwork,
     network_or_skip,
@@ -56,6 +58,39 @@ def test_an_edge_whose_packets_vanish_is_noticed_at_both_ends_and_made_again(
     goes_on(three.hospitals)
     nothing_broke(three)
     nobody_was_held_up(three.hospitals)
+
+
+@pytest.mark.slow
+def test_a_site_that_one_other_cannot_hear_is_waited_for_while_a_third_hears_it(
+    short_tmp: Path,
+) -> None:
+    names = ["alpha", "beta", "gamma"]
+    with (
+        Federation(short_tmp, names, round={"deadline_seconds": 2 * GUARD_SECONDS}) as federation,
+        closing(network_or_skip(federation)) as network,
+    ):
+        alpha, *_ = federation.hospitals
+        for hospital in federation.hospitals:
+            network.start(hospital)
+        for hospital in federation.hospitals:
+            until_connected(hospital, *({*names} - {hospital.name}))
+        before = alpha.until_round(2)
+        network.filter("alpha", silence_from(network.addresses["beta"]))
+        # Its link is long gone, and the round still open for it.
+        apart = alpha.until(
+            "beta away, and heard by gamma",
+            lambda status: any(
+                one.name == "beta" and one.state != "connected" and one.vouched_by == ["gamma"]
+                for one in status.neighbours
+            ),
+        )
+        assert apart.round.phase == "collecting"
+        assert until_said(alpha, "heard by gamma").problem.startswith("beta is not connected")
+        network.clear("alpha")
+        goes_on(federation.hospitals)
+        nothing_broke(federation)
+        since = [one for one in alpha.events("round done") if one["round"] >= before.round.number]
+        assert not any(one["degraded"] for one in since)
 
 
 @pytest.mark.slow

@@ -1,18 +1,49 @@
 """A daemon that stands still without ending: its kernel still takes what is sent to it."""
 
+import json
 import os
 import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 from conditions import (
     goes_on,
     nobody_was_held_up,
     nothing_broke,
+    until_connected,
+    until_logged,
     until_said,
 )
-from federation import Federation
+from federation import GUARD_SECONDS, Federation, Hospital
 
 pytestmark = pytest.mark.daemons
+
+TOO_BUSY = '"event": "this machine is too busy"'
+
+
+@pytest.fixture
+def patient(short_tmp: Path) -> Iterator[Federation]:
+    """Three sites whose rounds no deadline closes while a test lasts."""
+    with Federation(
+        short_tmp, ["alpha", "beta", "gamma"], round={"deadline_seconds": 2 * GUARD_SECONDS}
+    ) as federation:
+        yield federation
+
+
+class LogSince:
+    """What daemons logged after a moment. At their start, each finds the others unreachable."""
+
+    def __init__(self, hospitals: Sequence[Hospital]) -> None:
+        self._seen = {one.name: len(one.log.read_text().splitlines()) for one in hospitals}
+
+    def lines(self, hospital: Hospital) -> list[str]:
+        return hospital.log.read_text().splitlines()[self._seen[hospital.name] :]
+
+    def about(self, hospital: Hospital, site: str) -> list[str]:
+        """The events that name a site, in order."""
+        events = [json.loads(line) for line in self.lines(hospital) if line.startswith("{")]
+        return [event["event"] for event in events if event.get("site") == site]
 
 
 @pytest.mark.slow
@@ -63,3 +94,63 @@ def test_a_stopped_trainer_holds_up_its_own_site_alone(three: Federation) -> Non
     goes_on(three.hospitals)
     nothing_broke(three)
     nobody_was_held_up((beta, gamma))
+
+
+@pytest.mark.slow
+def test_a_stopped_daemon_is_gone_on_without_before_its_link_or_the_deadline_ends(
+    patient: Federation,
+) -> None:
+    patient.start()
+    alpha, beta, gamma = patient.hospitals
+    for hospital in patient.hospitals:
+        until_connected(hospital, *({"alpha", "beta", "gamma"} - {hospital.name}))
+        hospital.until_round(2)
+    log = LogSince(patient.hospitals)
+    alpha.send(signal.SIGSTOP)
+    try:
+        for other in (beta, gamma):
+            other.until("a round without alpha", lambda status: status.round.degraded)
+            # Of what can close a round without it, this came first.
+            assert log.about(other, "alpha")[0] == "neighbour unreachable"
+    finally:
+        alpha.send(signal.SIGCONT)
+    goes_on(patient.hospitals)
+    nothing_broke(patient)
+    for hospital in patient.hospitals:
+        status = hospital.until_round(0)
+        assert {one.liveness for one in status.neighbours} == {"alive"}
+
+
+@pytest.mark.slow
+def test_a_daemon_that_was_stopped_itself_declares_nobody_dead(patient: Federation) -> None:
+    patient.start()
+    alpha, beta, gamma = patient.hospitals
+    for hospital in patient.hospitals:
+        until_connected(hospital, *({"alpha", "beta", "gamma"} - {hospital.name}))
+        hospital.until_round(2)
+
+    def silent(state: str) -> None:
+        for other in (beta, gamma):
+            other.until(
+                f"alpha as {state}",
+                lambda status: any(
+                    one.name == "alpha" and state in (one.liveness, one.state)
+                    for one in status.neighbours
+                ),
+            )
+
+    # For a while that its links outlive, and for one that they do not.
+    for state in ("unreachable", "dialling"):
+        log = LogSince(patient.hospitals)
+        alpha.send(signal.SIGSTOP)
+        try:
+            silent(state)
+        finally:
+            alpha.send(signal.SIGCONT)
+        until_logged(alpha, lambda _, log=log: TOO_BUSY in "".join(log.lines(alpha)))  # type: ignore[misc]
+        goes_on(patient.hospitals)
+        for other in (beta, gamma):
+            events = log.about(alpha, other.name)
+            assert "neighbour unreachable" not in events
+            assert ("link down" in events) is (state == "dialling")
+    nothing_broke(patient)

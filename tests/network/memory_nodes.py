@@ -166,6 +166,7 @@ class Node(Daemon):
             self._announce()
             await nursery.start(self._runtime.outbox.run)
             await nursery.start(self._links.run)
+            nursery.start_soon(self._probing.run)
             nursery.start_soon(self._run_rounds, nursery.cancel_scope)
             task_status.started()
 

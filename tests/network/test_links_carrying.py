@@ -78,6 +78,24 @@ async def test_a_neighbour_that_falls_silent_is_given_up(autojump_clock: MockClo
         await high.handler.until(lambda: high.linked(LOW))
 
 
+async def test_a_pause_of_this_process_is_no_silence_of_the_neighbour(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_pair() as (low, high, network):
+        for _ in range(3):
+            autojump_clock.jump(2 * LINK_TIMEOUT_SECONDS)
+            await trio.sleep(HEARTBEAT_SECONDS)
+        assert low.handler.down == high.handler.down == []
+        # Nor does it buy the neighbour any time beyond the pause itself.
+        network.partition(LOW.peer_id, HIGH.peer_id)
+        silent_since = trio.current_time()
+        autojump_clock.jump(2 * LINK_TIMEOUT_SECONDS)
+        await low.handler.until(lambda: bool(low.handler.down))
+        waited = trio.current_time() - silent_since - 2 * LINK_TIMEOUT_SECONDS
+        assert abs(waited - LINK_TIMEOUT_SECONDS) <= 2 * HEARTBEAT_SECONDS
+        network.heal(LOW.peer_id, HIGH.peer_id)
+
+
 async def test_any_byte_of_a_neighbour_is_a_sign_of_life(autojump_clock: MockClock) -> None:
     def lose_heartbeats(stream: ScriptedStream, data: bytes) -> bytes:
         return data if stream.protocol == SIDE_PROTOCOL else b""

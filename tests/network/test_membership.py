@@ -13,6 +13,7 @@ from wire_samples import sample_header
 from p2pfed.daemon.addresses import AddressBook
 from p2pfed.daemon.links import Links
 from p2pfed.daemon.membership import Membership
+from p2pfed.daemon.probing import Probing
 from p2pfed.daemon.runtime import Runtime
 from p2pfed.errors import RemoteProtocolError
 from p2pfed.keys import Identity
@@ -28,6 +29,8 @@ from p2pfed.protocol.messages import (
     HeartbeatReply,
     Hello,
     Message,
+    ProbeReport,
+    ProbeRequest,
     Receipt,
     RefusalCode,
     Want,
@@ -58,6 +61,30 @@ class PostedMessages:
 
     def nudge(self, peer_id: str) -> None:
         self.nudged.append(peer_id)
+
+
+@dataclass
+class RecordedProbing:
+    """The failure detector's shell, as far as membership uses it."""
+
+    told: list[tuple[str, str]] = field(default_factory=list)
+    taken: list[tuple[str, Message]] = field(default_factory=list)
+    topologies: list[Topology] = field(default_factory=list)
+
+    def change_topology(self, topology: Topology) -> None:
+        self.topologies.append(topology)
+
+    def linked(self, name: str) -> None:
+        self.told.append(("linked", name))
+
+    def unlinked(self, name: str) -> None:
+        self.told.append(("unlinked", name))
+
+    def heard(self, name: str) -> None:
+        self.told.append(("heard", name))
+
+    def take(self, sender: str, message: Message) -> None:
+        self.taken.append((sender, message))
 
 
 class Site:
@@ -95,7 +122,9 @@ class Site:
             address_record=issue_address_record(A, 0, ()),
             outbid=self.outbids.append,
         )
+        self.probing = RecordedProbing()
         self.membership.links = cast(Links, self.links)
+        self.membership.probing = cast(Probing, self.probing)
 
     def hello_of(self, identity: Identity, **changes: Any) -> Hello:
         """The hello of an honest neighbour that holds the same files."""
@@ -207,6 +236,17 @@ def test_a_link_is_reported_with_what_its_hello_said(site: Site) -> None:
     site.membership.link_down(B.peer_id, "a cable")
     assert site.events == [on.LinkUp("b", 7, b"q" * 32, 6), on.LinkDown("b")]
     assert site.book.addresses(B.peer_id) == ("/ip4/10.0.0.9/tcp/1",)
+
+
+def test_the_failure_detector_is_told_of_links_messages_and_probes(site: Site) -> None:
+    site.membership.link_up(B.peer_id, site.hello_of(B))
+    probes = (ProbeRequest(C.public_key, 1), ProbeReport(C.public_key, 2, 30))
+    for message in (Heartbeat(1, 8, "training"), *probes):
+        site.membership.heard(B.peer_id, message)
+    site.membership.link_down(B.peer_id, "a cable")
+    heard = [("heard", "b")] * 3
+    assert site.probing.told == [("linked", "b"), *heard, ("unlinked", "b")]
+    assert site.probing.taken == [("b", message) for message in probes]
 
 
 def test_a_neighbour_is_shown_the_newest_header_of_its_own(site: Site) -> None:
@@ -338,6 +378,7 @@ def test_a_changed_topology_changes_names_and_hello(site: Site, tmp_path: Path) 
     before = site.membership.local_hello()
     changed = topology_documents.load(tmp_path, topology_documents.document("abc"))
     site.membership.change_topology(changed)
+    assert site.probing.topologies == [changed]
     assert site.membership.local_hello().topology_digest == changed.digest
     assert before.topology_digest != changed.digest
     assert site.membership.name_of(D.peer_id) == D.peer_id

@@ -32,6 +32,7 @@ from p2pfed.protocol.envelope import WRAP_DOMAIN, Offer, PayloadContext
 from p2pfed.protocol.federation import federation_id
 from p2pfed.protocol.header import Kind, SignedHeader, sign_header
 from p2pfed.protocol.messages import (
+    NEVER_HEARD,
     AddressRecordNotice,
     Answer,
     AnswerCode,
@@ -42,6 +43,8 @@ from p2pfed.protocol.messages import (
     HeartbeatReply,
     Hello,
     Message,
+    ProbeReport,
+    ProbeRequest,
     Receipt,
     Refusal,
     RefusalCode,
@@ -210,6 +213,9 @@ def sample_messages() -> list[Message]:
         *[Answer(code, 3, "détail") for code in AnswerCode],
         Receipt(True, ""),
         Receipt(False, "chunk 2 is not the one that was announced"),
+        ProbeRequest(CAROL.public_key, 3),
+        ProbeReport(CAROL.public_key, 3, 250),
+        ProbeReport(CAROL.public_key, 4, NEVER_HEARD),
     ]
 
 

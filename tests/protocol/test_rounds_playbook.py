@@ -190,6 +190,60 @@ def test_a_neighbour_that_goes_down_is_waited_for_until_its_grace_ends() -> None
     assert any(isinstance(command, do.Aggregate) for command in commands)
 
 
+def closes(commands: list[do.Command]) -> bool:
+    return any(isinstance(command, do.Aggregate) for command in commands)
+
+
+def test_a_silent_neighbour_is_not_waited_for_until_it_is_heard_again() -> None:
+    peer = collecting("bcd")
+    deliver(peer, signed("b", 0), 3.0)
+    assert peer.handle(on.NeighbourSilent("c"), 8.0) == []
+    assert peer.waited_for(8.0) == ["d"]
+    assert peer.handle(on.NeighbourHeard("c"), 9.0) == []
+    assert peer.waited_for(9.0) == ["c", "d"]
+    peer.handle(on.NeighbourSilent("c"), 10.0)
+    # Silence, and a link that ends of it, give no further grace.
+    assert peer.handle(on.LinkDown("c"), 15.0) == []
+    assert closes(deliver(peer, signed("d", 0), 16.0))
+
+
+def test_silence_closes_a_round_but_never_without_its_quorum() -> None:
+    peer = collecting("bc")
+    deliver(peer, signed("b", 0), 3.0)
+    assert closes(peer.handle(on.NeighbourSilent("c"), 8.0))
+    alone = collecting("bc")
+    for site in "bc":
+        assert alone.handle(on.NeighbourSilent(site), 8.0) == []
+    assert alone.phase is Phase.COLLECTING
+    assert closes(deliver(alone, signed("c", 0), 9.0))
+
+
+def test_a_neighbour_that_is_down_but_heard_by_others_is_waited_for_until_the_deadline() -> None:
+    peer = collecting("bc")
+    deliver(peer, signed("b", 0), 3.0)
+    assert peer.handle(on.LinkDown("c"), 10.0) == [do.SetTimer(on.Timer.GRACE, 20.0)]
+    assert peer.handle(on.NeighbourHeard("c"), 12.0) == []
+    assert peer.handle(on.TimerFired(on.Timer.GRACE), 20.0) == []
+    assert peer.waited_for(61.0) == ["c"]
+    assert closes(peer.handle(on.TimerFired(on.Timer.DEADLINE), 62.0))
+
+
+def test_a_neighbour_that_nobody_hears_any_more_is_left_out_once_its_grace_is_over() -> None:
+    peer = collecting("bc")
+    deliver(peer, signed("b", 0), 3.0)
+    peer.handle(on.LinkDown("c"), 10.0)
+    peer.handle(on.NeighbourHeard("c"), 12.0)
+    peer.handle(on.TimerFired(on.Timer.GRACE), 20.0)
+    assert closes(peer.handle(on.NeighbourSilent("c"), 25.0))
+
+
+def test_a_stranger_that_is_silent_changes_nothing() -> None:
+    peer = collecting("bc")
+    for event in (on.NeighbourSilent("z"), on.NeighbourHeard("z")):
+        assert peer.handle(event, 5.0) == []
+    assert peer.waited_for(5.0) == ["b", "c"]
+
+
 def test_a_stale_replica_is_used_within_the_bound_and_left_out_beyond_it() -> None:
     held = {"c": ReplicaState(name_of_replica("c", 3), 3, 4)}
     own = OwnState(4, name_of_replica("a", 3), None)

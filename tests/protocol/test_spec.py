@@ -12,10 +12,13 @@ from p2pfed.protocol import (
     certificates,
     digests,
     envelope,
+    exchange,
     federation,
     header,
     limits,
+    liveness,
     messages,
+    probe_answers,
 )
 from p2pfed.protocol.canonical import unpack
 from p2pfed.topology import topology
@@ -45,12 +48,17 @@ def test_no_limit_of_the_wire_is_left_out() -> None:
 @pytest.mark.parametrize("row", table("Timers"), ids=lambda row: row[0])
 def test_every_timer_is_the_one_in_force(row: list[str]) -> None:
     name = row[0].strip("`")
-    module = links if hasattr(links, name) else delta_exchange
-    assert getattr(module, name) == float(row[1])
+    homes = (links, delta_exchange, exchange, liveness, probe_answers)
+    values = {getattr(module, name) for module in homes if hasattr(module, name)}
+    assert values == {float(row[1])}
 
 
 def test_the_number_of_unverified_chunks_is_the_one_in_force() -> None:
     assert f"`CHUNKS_IN_FLIGHT` is {delta_exchange.CHUNKS_IN_FLIGHT}." in SPEC
+
+
+def test_the_number_of_helpers_is_the_one_in_force() -> None:
+    assert f"`HELPERS` is {liveness.HELPERS}." in SPEC
 
 
 def test_every_domain_string_is_the_one_in_force() -> None:

@@ -30,6 +30,8 @@ from p2pfed.protocol.messages import (
     HeartbeatReply,
     Hello,
     Message,
+    ProbeReport,
+    ProbeRequest,
     Receipt,
     Refusal,
     RefusalCode,
@@ -71,6 +73,8 @@ messages = st.one_of(
     st.builds(Goodbye, texts),
     st.builds(Answer, st.sampled_from(AnswerCode), st.integers(0, limits.MAX_CHUNKS), texts),
     st.builds(Receipt, st.booleans(), texts),
+    st.builds(ProbeRequest, digests, tokens),
+    st.builds(ProbeReport, digests, tokens, st.integers(-1, limits.MAX_HEARD_MILLISECONDS)),
 )
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pfed.protocol.liveness import HEARTBEAT_SECONDS
 from p2pfed.simulation.network import (
     FIRST_RETRY_SECONDS,
-    HEARTBEAT_SECONDS,
     LINK_TIMEOUT_SECONDS,
     MAX_RETRY_SECONDS,
     REORDERED_SECONDS,
@@ -37,6 +37,7 @@ class Site:
         self.heard: list[tuple[float, str, object]] = []
         self.links: list[tuple[float, str]] = []
         self.asked_seconds: list[float] = []
+        self.heartbeats: list[tuple[float, str]] = []
 
     def wants(self, other: str) -> bool:
         return self.wanting
@@ -56,6 +57,9 @@ class Site:
 
     def take(self, sender: str, what: object) -> None:
         self.heard.append((self.world.now, sender, what))
+
+    def hears(self, other: str) -> None:
+        self.heartbeats.append((self.world.now, other))
 
     def knows_otherwise(self, other: str, round_number: int) -> bool:
         return not self.heard or self.heard[-1][2] != round_number
@@ -324,6 +328,7 @@ def test_heartbeats_tell_a_new_round_once_and_cost_bytes_always() -> None:
     net.a.engine.round_number = 4
     net.run(10.0 * HEARTBEAT_SECONDS + 0.1)
     assert net.arrived() == [0, 4]
+    assert [sender for _, sender in net.b.heartbeats] == ["a"] * 11
     assert net.network.traffic["a"].sent["heartbeat"] == 11 * 80
     assert net.network.traffic["b"].total == net.network.traffic["b"].sent["hello"] + 11 * 80
 

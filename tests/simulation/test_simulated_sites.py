@@ -8,6 +8,7 @@ from small_federations import Targets, federation, run
 
 from p2pfed.daemon import links, outbox, round_work
 from p2pfed.protocol.header import Kind
+from p2pfed.protocol.liveness_events import Liveness
 from p2pfed.simulation import network as simulated_network
 from p2pfed.simulation import outbox as simulated_outbox
 from p2pfed.simulation import peer as simulated_peer
@@ -22,7 +23,6 @@ def site(outcome: Outcome, name: str) -> SiteFigures:
 
 def test_the_constants_are_those_of_the_daemon() -> None:
     for name in (
-        "HEARTBEAT_SECONDS",
         "LINK_TIMEOUT_SECONDS",
         "FIRST_RETRY_SECONDS",
         "MAX_RETRY_SECONDS",
@@ -95,6 +95,26 @@ def test_a_one_way_partition_is_noticed_too() -> None:
     outcome = run(scenario={"partition": [partition]}, rounds=40)
     assert outcome.finished
     assert site(outcome, "b").notices["round_degraded"] > 0
+
+
+def test_a_silent_site_is_gone_on_without_before_its_links_end() -> None:
+    """Links are given up after 15 s of silence, and those that went down get a grace of 10 s."""
+    partition = {"sites": ["a"], "at_seconds": 5.0, "for_seconds": 14.0}
+    simulated = federation(
+        scenario={"partition": [partition]}, rounds=30, round={"deadline_seconds": 60.0}
+    )
+    outcome = simulated.run()
+    assert outcome.finished
+    for name in "bcd":
+        figures = site(outcome, name)
+        assert figures.notices["round_degraded"] > 0
+        assert "LinkDown" not in figures.events
+        assert figures.events["NeighbourSilent"] == 1
+        assert simulated.peers[name].probing.detector.liveness("a") is Liveness.ALIVE
+        assert figures.bytes_sent["probe"] > 0
+    # Heard again, it is waited for again; the rounds that it missed it skips.
+    assert site(outcome, "a").notices["round_skipped"] == 1
+    assert outcome.rounds[-1].sites == 4
 
 
 def test_a_fast_clock_shortens_its_own_deadlines_only() -> None:

@@ -12,8 +12,8 @@ from status_samples import neighbour, status
 import p2pfed.cli
 from p2pfed.cli.status_view import duration, render, size
 from p2pfed.daemon import metrics
-from p2pfed.daemon.health import health_of
-from p2pfed.daemon.status import HealthLine, Status
+from p2pfed.daemon.health import BUSY_SCORE, health_of
+from p2pfed.daemon.status import HealthLine, LocalHealthStatus, Status
 
 
 def test_the_json_is_the_whole_status_and_comes_back() -> None:
@@ -65,6 +65,13 @@ def test_a_site_where_all_is_well_has_no_health_line() -> None:
         ({"state": "dialling", "last_error": "timed out"}, "warning", "timed out", "ping beta"),
         ({"round_trip_seconds": 3.0}, "warning", "answers slowly", "ping beta"),
         ({"round": 2}, "warning", "5 rounds behind", "ping beta"),
+        ({"liveness": "unreachable"}, "warning", "silent on a link that is up", "ping beta"),
+        (
+            {"state": "waiting", "last_error": "reset", "vouched_by": ["gamma", "delta"]},
+            "warning",
+            "not connected: reset; heard by gamma, delta",
+            "ping beta",
+        ),
     ],
 )
 def test_each_trouble_of_a_neighbour_names_the_command_to_run(
@@ -75,6 +82,21 @@ def test_each_trouble_of_a_neighbour_names_the_command_to_run(
     assert line.problem.startswith("beta")
     assert says in line.problem
     assert command in line.command
+
+
+def test_a_machine_that_is_too_busy_is_told_so_and_a_lost_network_is_not_taken_for_it() -> None:
+    [line] = health(local_health=LocalHealthStatus(BUSY_SCORE, 20.5))
+    assert "too busy: the daemon stood still for 20.5 s" in line.problem
+    assert "training.threads" in line.problem
+    assert health(local_health=LocalHealthStatus(BUSY_SCORE - 1, 1.0)) == []
+    # The score is as high where helpers did not answer: that is no lag.
+    assert health(local_health=LocalHealthStatus(BUSY_SCORE, 0.0)) == []
+
+
+def test_the_status_of_a_daemon_that_knows_no_local_health_is_read() -> None:
+    document = status().to_json()
+    del document["local_health"]
+    assert Status.from_json(document) == status()
 
 
 def test_a_site_that_is_alone_is_in_error() -> None:
@@ -112,6 +134,12 @@ def test_the_table_shows_what_an_operator_looks_for() -> None:
     assert "healthy" in text_of(status())
 
 
+def test_the_table_shows_a_silent_neighbour_in_place_of_its_link() -> None:
+    silent = neighbour(liveness="unreachable")
+    assert "unreachable" in text_of(status(neighbours=[silent]))
+    assert "connected" not in text_of(status(neighbours=[silent]))
+
+
 def test_sizes_and_durations_are_short() -> None:
     assert [size(n) for n in (0, 999, 1000, 1_500_000, 2 * 10**12)] == [
         "0 B", "999 B", "1.0 kB", "1.5 MB", "2000.0 GB",
@@ -127,6 +155,8 @@ def test_the_metrics_carry_the_status() -> None:
         "p2pfed_round 7.0",
         "p2pfed_healthy 1.0",
         'p2pfed_metric{name="auc",when="after"} 0.85',
+        "p2pfed_local_health_score 0.0",
+        'p2pfed_neighbour_unreachable{site="beta"} 0.0',
         'p2pfed_neighbour_sent_bytes_total{site="beta"} 1.5e+06',
         'p2pfed_round_seconds{phase="training"} 0.5',
     ):

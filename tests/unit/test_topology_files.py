@@ -424,6 +424,14 @@ def test_a_varying_graph_is_the_same_at_every_site(tmp_path: Path) -> None:
     ]
     assert len(set(drawn)) > 1
     assert one.all_neighbours("a") == ("b", "c", "d", "e", "f")
+    assert one.common_neighbours("a")["c"] == {"b", "d", "e", "f"}
+
+
+def test_common_neighbours_are_those_of_both(tmp_path: Path) -> None:
+    edges = [["a", "b"], ["a", "c"], ["b", "c"], ["c", "d"]]
+    topology = load(tmp_path, document(graph={"kind": "explicit", "edges": edges}))
+    assert topology.common_neighbours("a") == {"b": {"c"}, "c": {"b"}}
+    assert topology.common_neighbours("c") == {"a": {"b"}, "b": {"a"}, "d": frozenset()}
 
 
 def test_the_heart_demo_is_a_sound_topology_but_for_its_peers() -> None:
