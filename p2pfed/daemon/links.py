@@ -106,6 +106,25 @@ class Links:
             link = self._links[peer_id] = Link(peer_id, names[peer_id])
             self._nursery.start_soon(self._supervise, link)
 
+    async def part(self, farewells: Mapping[str, Refusal]) -> None:
+        """Tell neighbours that they are none any more, and end their links; bounded in time.
+
+        :param farewells: what each is told, by peer id.
+        """
+
+        async def end(link: Link) -> None:
+            if link.outgoing is not None:
+                with trio.move_on_after(GOODBYE_TIMEOUT_SECONDS):
+                    await link.ended.wait()
+            link.scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for peer_id, refusal in farewells.items():
+                self.post(peer_id, refusal)
+                link = self._links.pop(peer_id, None)
+                if link is not None:
+                    nursery.start_soon(end, link)
+
     def state(self, peer_id: str) -> LinkState | None:
         link = self._links.get(peer_id)
         return link.state if link else None

@@ -28,7 +28,14 @@ def plan_of(
         quorum=file.round.quorum,
         max_staleness=file.round.max_staleness,
         relayed=topology.relays.senders[site],
+        neighbours=frozenset(topology.all_neighbours(site)),
     )
+
+
+def neighbour_ids_of(topology: Topology, site: str) -> dict[str, str]:
+    """The name of each that is a neighbour of ``site`` in any round, by its peer id."""
+    peer_ids = peer_ids_of(topology)
+    return {peer_ids[name]: name for name in topology.all_neighbours(site)}
 
 
 def peer_ids_of(topology: Topology) -> dict[str, str]:

@@ -81,10 +81,12 @@ class Hospital:
         }
         self.config.write_text(tomli_w.dumps({**document, **changes}))
 
-    def start(self) -> None:
+    def start(self, *arguments: str) -> None:
+        """Start the daemon, or what else Python is to run with ``arguments``."""
+        arguments = arguments or ("-m", "p2pfed", "run", "--config", str(self.config))
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "p2pfed", "run", "--config", str(self.config)],
+                [sys.executable, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

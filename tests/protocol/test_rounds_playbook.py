@@ -38,6 +38,7 @@ def plan(sites: str = "bc", **changes: object) -> FederationPlan:
         "quorum": 0.5,
         "max_staleness": 1,
         "relayed": frozenset("abcdefgz"),
+        "neighbours": frozenset(sites),
     }
     return FederationPlan(**{**settings, **changes})  # type: ignore[arg-type]
 
