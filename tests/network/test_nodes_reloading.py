@@ -7,6 +7,7 @@ import pytest
 import trio
 from memory_nodes import MemoryFederation, Node, memory_federation
 
+from p2pfed.daemon.reloading import Reload
 from p2pfed.daemon.status import NeighbourStatus
 from p2pfed.errors import ConfigurationError
 from p2pfed.protocol.rounds import Phase
@@ -174,16 +175,52 @@ async def test_a_snapshot_that_waited_for_a_delta_to_be_sealed_restates_that_del
 
 
 async def test_two_reloads_at_once_end_with_the_newer_file(
-    state_path: Path, autojump_clock: trio.testing.MockClock
+    state_path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with memory_federation(state_path, "abc", **rounds(), **COMPLETE) as federation:
         a = federation.nodes["a"]
         await federation.until_all(Phase.TRAINING, 1)
+        read_at_once, pauses = a._read_again, [10.0, 0.0]
+
+        async def read_slowly() -> Reload | None:
+            pause_seconds = pauses.pop(0)
+            found = await read_at_once()
+            await trio.sleep(pause_seconds)
+            return found
+
+        monkeypatch.setattr(a, "_read_again", read_slowly)
         federation.write_topology("abc", **rounds(local_steps=2), **COMPLETE)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(a.reload)
-            await trio.testing.wait_all_tasks_blocked()
+            await trio.sleep(1.0)
             federation.write_topology("abc", **rounds(local_steps=4), **COMPLETE)
             nursery.start_soon(a.reload)
+        assert pauses == []
         assert a.topology.digest == federation.topology.digest
         assert a.runtime.plan.local_steps == 4
+
+
+async def test_what_is_heard_while_a_removed_neighbour_is_still_aggregated_is_passed_on(
+    state_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with memory_federation(state_path, "abcd", **rounds(), **COMPLETE) as federation:
+        a, b, c = (federation.nodes[name] for name in "abc")
+        inline, may_mix = a.runtime.offload, trio.Event()
+
+        async def once_allowed(job: Any, /) -> Any:
+            await may_mix.wait()
+            return await inline(job)
+
+        await federation.until(lambda: a.is_in(Phase.AGGREGATING, 2))
+        a.runtime.offload = once_allowed
+        await federation.until_all(Phase.TRAINING, 3, b, c)
+        federation.write_topology("abc", **rounds(), **COMPLETE)
+        await federation.reload("a", "b", "c")
+        await federation.until_all(Phase.COLLECTING, 3, b, c)
+        await federation.until(lambda: (b.identity.public_key, 3) in a.runtime.headers.entries())
+        assert a.is_in(Phase.AGGREGATING, 2)
+        assert "d" in a.runtime.engine.neighbours
+        a.runtime.offload = inline
+        may_mix.set()
+        await until_round(federation, 5, "abc")
+        assert partners(a)[2:4] == [(2, {"b", "c", "d"}), (3, {"b", "c"})]
