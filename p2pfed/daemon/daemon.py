@@ -481,14 +481,20 @@ class Daemon:
                 topology=found.topology.digest.hex()[:12],
                 changes=list(found.changes),
             )
-            # Whoever is no member is told so before the roster shuts it out.
-            await self._links.part(found.farewells)
-            self._transport.set_roster(self._roster())
-            self._links.set_neighbours(self._neighbour_ids())
+            # Bounded in time; given up half-way, links would go on under the old file.
+            with trio.CancelScope(shield=True):
+                await self._change_links(found)
+            return ReloadResult(found.topology.digest.hex(), list(found.changes))
+
+    async def _change_links(self, found: Reload) -> None:
+        # Whoever is no member any more is told so before the roster shuts it out.
+        await self._links.part(found.farewells)
+        self._transport.set_roster(self._roster())
+        self._links.set_neighbours(self._neighbour_ids())
+        async with trio.open_nursery() as nursery:
             for peer_id in self._neighbour_ids():
                 # Both ends must compare the new file; who has not reloaded yet says so.
-                await self._links.reconnect(peer_id, "the topology file was reloaded")
-            return ReloadResult(found.topology.digest.hex(), list(found.changes))
+                nursery.start_soon(self._links.reconnect, peer_id, "the topology file was reloaded")
 
     async def _read_again(self) -> Reload | None:
         return await trio.to_thread.run_sync(

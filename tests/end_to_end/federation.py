@@ -152,7 +152,14 @@ class Federation:
         self.tables = tables
         self.write_topology()
 
-    def write_topology(self, path: Path | None = None, **changes: Any) -> None:
+    def write_topology(
+        self,
+        path: Path | None = None,
+        members: Iterable[Hospital] | None = None,
+        **changes: Any,
+    ) -> None:
+        """Write the file that all sites share, or another one; with some of the hospitals in it
+        or, by default, with all."""
         document = {
             "schema_version": 1,
             "federation": {"name": "test"},
@@ -161,7 +168,9 @@ class Federation:
             "task": TASK,
             **self.tables,
             **changes,
-            "peer": [hospital.peer for hospital in self.hospitals],
+            "peer": [
+                hospital.peer for hospital in (self.hospitals if members is None else members)
+            ],
         }
         (path or self.topology).write_text(tomli_w.dumps(document))
 

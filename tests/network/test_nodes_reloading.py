@@ -224,3 +224,23 @@ async def test_what_is_heard_while_a_removed_neighbour_is_still_aggregated_is_pa
         may_mix.set()
         await until_round(federation, 5, "abc")
         assert partners(a)[2:4] == [(2, {"b", "c", "d"}), (3, {"b", "c"})]
+
+
+async def test_a_reload_whose_caller_gave_up_is_carried_through_all_links(
+    state_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """One of the neighbours hangs, so that it takes its time."""
+    async with memory_federation(state_path, "abcd", **rounds(), **COMPLETE) as federation:
+        a, b, c = (federation.nodes[name] for name in "abc")
+        await federation.until_all(Phase.TRAINING, 1)
+        federation.part("a", "d")
+        federation.write_topology("abc", **rounds(), **COMPLETE)
+        with trio.move_on_after(1.0) as caller:
+            await a.reload()
+        assert caller.cancel_called
+        assert a.transport.roster == {b.identity.peer_id, c.identity.peer_id}
+        await federation.until(lambda: seen_by(a, "b").refusal is not None)
+        await federation.reload("b", "c")
+        number = a.runtime.engine.round_number
+        await until_round(federation, number + 2, "abc")
+        assert partners(a)[-1][1] == {"b", "c"}
