@@ -176,13 +176,14 @@ def test_whoever_is_killed_wherever_all_end_as_if_nobody_had_been(
             start_dying(hospital, point, round_number)
         for number, (hospital, _, _) in enumerate(deaths):
             await_death(hospital)
-            following = deaths[number + 3 : number + 4]
-            if following:
-                start_dying(*following[0])
-            else:
+            if number + len(sites) < len(deaths):
+                start_dying(*deaths[number + len(sites)])
+                continue
+            if hospital is gamma:
                 # From here on the steps wait, so that a death can be aimed at the training.
-                (hospital.directory / "hold").touch()
-                hospital.start()
+                for one in sites:
+                    (one.directory / "hold").touch()
+            hospital.start()
         for hospital in sites:
             await_file(hospital.directory / "held")
         status = alpha.until("training", lambda s: s.trainer.state == "training")
