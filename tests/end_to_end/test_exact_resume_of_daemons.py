@@ -180,19 +180,21 @@ def test_whoever_is_killed_wherever_all_end_as_if_nobody_had_been(
                 start_dying(*deaths[number + len(sites)])
                 continue
             if hospital is gamma:
-                # From here on the steps wait, so that a death can be aimed at the training.
-                for one in sites:
-                    (one.directory / "hold").touch()
+                # A local step waits from here on, so that a death can be aimed at the training.
+                (alpha.directory / "hold").touch()
             hospital.start()
-        for hospital in sites:
-            await_file(hospital.directory / "held")
+        await_file(alpha.directory / "held")
         status = alpha.until("training", lambda s: s.trainer.state == "training")
         os.kill(status.trainer.pid or 0, signal.SIGKILL)
         alpha.until("another trainer", lambda s: s.trainer.restarts == 1)
-        beta.send(signal.SIGKILL)
-        await_death(beta)
-        for hospital in sites:
-            (hospital.directory / "hold").unlink()
+        (alpha.directory / "held").unlink()
+        await_file(alpha.directory / "held")
+        beta.until("a round that waits for alpha", lambda s: s.round.phase == "collecting")
+        for hospital in (alpha, beta):
+            hospital.send(signal.SIGKILL)
+            await_death(hospital)
+        (alpha.directory / "hold").unlink()
+        alpha.start()
         beta.start()
         gamma.until_round(11)
         for hospital in sites:
