@@ -79,7 +79,8 @@ def test_a_site_joins_a_running_federation_and_another_leaves_it(four: Federatio
     delta.start()
     for hospital in four.hospitals:
         until_folded_in(hospital, *({h.name for h in four.hospitals} - {hospital.name}))
-    assert min(partners(delta)) > 1  # it begins where the others are
+    # It may have begun alone, and went on where the others were.
+    assert 1 not in partners(delta)
 
     four.write_topology(members=(alpha, beta, delta))
     digest = gamma.until_round(0).topology.digest
