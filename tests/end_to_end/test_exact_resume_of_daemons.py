@@ -19,7 +19,7 @@ from federation import GUARD_SECONDS, POLL_SECONDS, Federation, Hospital
 from p2pfed.daemon.store import Store
 from p2pfed.keys import load_identity
 
-pytestmark = [pytest.mark.daemons, pytest.mark.slow]
+pytestmark = [pytest.mark.daemons, pytest.mark.slow, pytest.mark.timeout(900)]
 
 DYING_SITE = Path(__file__).with_name("dying_site.py")
 NAMES = ["alpha", "beta", "gamma"]

@@ -22,7 +22,7 @@ from p2pfed.daemon.status import NeighbourStatus, Status
 from p2pfed.demo.layout import free_ports
 from p2pfed.errors import ControlError, ExitCode
 
-pytestmark = pytest.mark.daemons
+pytestmark = [pytest.mark.daemons, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
@@ -106,7 +106,6 @@ def test_a_site_joins_a_running_federation_and_another_leaves_it(four: Federatio
     assert gamma.until_round(0).topology.digest == digest
 
 
-@pytest.mark.slow
 def test_edges_come_and_go_and_one_site_alone_cannot_change_them(four: Federation) -> None:
     alpha, beta, gamma, delta = four.hospitals
 
@@ -145,7 +144,6 @@ def test_edges_come_and_go_and_one_site_alone_cannot_change_them(four: Federatio
         assert all(n.state == "connected" for n in hospital.until_round(0).neighbours)
 
 
-@pytest.mark.slow
 def test_a_site_moves_to_another_address(four: Federation) -> None:
     alpha, beta, gamma, delta = four.hospitals
     four.start()
@@ -167,7 +165,6 @@ def test_a_site_moves_to_another_address(four: Federation) -> None:
             assert link.address == beta.address
 
 
-@pytest.mark.slow
 def test_the_pace_changes_in_the_midst_of_a_round(four: Federation) -> None:
     alpha, beta, gamma, delta = four.hospitals
     others = (alpha, beta, gamma)
@@ -210,7 +207,6 @@ def cli_reload(hospital: Hospital) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
 def test_what_cannot_change_is_refused_by_name_and_the_rounds_go_on(four: Federation) -> None:
     alpha, *_ = four.hospitals
     four.start()
@@ -256,7 +252,6 @@ def shuffled(generator: np.random.Generator, hospitals: Iterable[Hospital]) -> l
     return [hospitals[index] for index in generator.permutation(len(hospitals))]
 
 
-@pytest.mark.slow
 def test_a_storm_of_reloads_ends_with_everybody_in_every_round(four: Federation) -> None:
     """In whatever phase each site is, in whatever order they hear of it, often in a hurry."""
     alpha, *_ = four.hospitals

@@ -87,7 +87,9 @@ async def with_deaths(
         return await finish(federation)
 
 
-@pytest.mark.parametrize("rule", ["start_clipping", "median_clipping"])
+@pytest.mark.parametrize(
+    "rule", ["start_clipping", pytest.param("median_clipping", marks=pytest.mark.slow)]
+)
 async def test_whoever_dies_in_whatever_phase_all_end_as_if_nobody_had(
     rule: str, state_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
