@@ -117,6 +117,7 @@ async def send(
         0.0,
         0,
         frozenset(),
+        frozenset(),
     )
     address = (await in_thread(process.stdout.readline)).strip()
     transport = make_transport(SENDER, RECEIVER)

@@ -6,6 +6,7 @@ Key files are created once, private to their owner, and refused when they are no
 
 import base64
 import binascii
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -112,6 +113,16 @@ class Identity:
         cannot be shown as a signature for another.
         """
         return self._signing_key.sign(domain + message).signature
+
+    def derive(self, domain: bytes, message: bytes, size_bytes: int) -> bytes:
+        """Bytes that this identity alone can compute, and computes alike each time: BLAKE2b
+        (RFC 7693) over ``domain`` followed by ``message``, keyed with the Ed25519 seed.
+
+        Not for keys that encrypt: what is encrypted under such a key must never differ.
+
+        :param size_bytes: 1 to 64.
+        """
+        return hashlib.blake2b(domain + message, key=self.seed, digest_size=size_bytes).digest()
 
 
 def create_identity(directory: Path) -> Identity:

@@ -64,7 +64,7 @@ def start_clipping(rows: Rows, parameters: Parameters) -> Decision:
     aggregation: Karimireddy, He, Jaggi, ICML 2021). The upper median of k is no more than the
     largest honest length while b <= (k - 1) // 2, as is the lower; it clips fewer honest sites.
 
-    Where x is not known (a round that was resumed after a crash) this is ``median_clipping``.
+    Where x is not known (a round resumed on a damaged disk) this is ``median_clipping``.
     """
     if not rows.start_is_known:
         return median_clipping(rows, parameters)

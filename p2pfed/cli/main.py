@@ -176,7 +176,7 @@ def netcheck(config: ConfigOption = None, json_output: JsonOption = False) -> No
 @app.command()
 def reload(config: ConfigOption = None) -> None:
     """Read the topology file again and apply what changed."""
-    result = _link(config).post("/v1/reload")
+    result = _link(config).post("/v1/reload", timeout_seconds=LONG_TIMEOUT_SECONDS)
     for change in result["changes"]:
         _say(change)
     _say(f"topology {result['digest'][:12]} is in force")

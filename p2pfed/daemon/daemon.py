@@ -29,6 +29,7 @@ from p2pfed.daemon.notify import notify, notify_reloading
 from p2pfed.daemon.outbox import Outbox
 from p2pfed.daemon.probing import Probing
 from p2pfed.daemon.relaying import Relaying, announced_addresses, terms_of
+from p2pfed.daemon.reloading import Reload, read_again
 from p2pfed.daemon.round_work import RoundWork
 from p2pfed.daemon.runtime import Runtime
 from p2pfed.daemon.status import Status
@@ -48,10 +49,8 @@ from p2pfed.protocol.messages import AddressRecordNotice, AnswerCode
 from p2pfed.protocol.own_state import OwnState
 from p2pfed.protocol.plan import FederationPlan
 from p2pfed.protocol.rounds import RoundEngine
-from p2pfed.site_identity import check_membership
-from p2pfed.topology import Topology, load_topology
-from p2pfed.topology.diff import compare, fixed_changes
-from p2pfed.topology.plan import peer_ids_of, plan_of
+from p2pfed.topology import Topology
+from p2pfed.topology.plan import neighbour_ids_of, peer_ids_of, plan_of
 from p2pfed.training import frames
 
 log = structlog.get_logger(__name__)
@@ -124,6 +123,7 @@ class Daemon:
             on_log=lambda line: log.info("trainer", line=line),
         )
         self._change = trio.Event()
+        self._one_reload = trio.Lock()
         self._runtime: Runtime
         self._links: Links
         self._transport: Transport
@@ -367,10 +367,7 @@ class Daemon:
         return [peer.peer_id_text for peer in self.topology.file.peers if peer.name != self._name]
 
     def _neighbour_ids(self) -> Mapping[str, str]:
-        return {
-            self.topology.peer(name).peer_id_text: name
-            for name in self.topology.all_neighbours(self._name)
-        }
+        return neighbour_ids_of(self.topology, self._name)
 
     async def _heed_signals(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -477,50 +474,51 @@ class Daemon:
 
         :raises ConfigurationError: it is not sound, or changes what needs a restart.
         """
-        notify_reloading()
-        try:
-            topology = await trio.to_thread.run_sync(load_topology, self.site.topology_path)
-            check_membership(self.site, topology, self.identity)
-            self._refuse_fixed_changes(topology)
-        finally:
-            notify("READY=1")
-        if topology.digest == self.topology.digest:
-            return ReloadResult(topology.digest.hex(), ["nothing changed"])
-        changes = [change.what for change in compare(self.topology, topology)]
-        former = set(self._neighbour_ids())
-        self.topology = self._status.topology = topology
-        self._membership.change_topology(topology)
-        self._book.set_listed(self._listed_addresses())
-        self._transport.set_roster(self._roster())
-        plan = plan_of(
-            topology,
-            self._name,
-            self._runtime.plan.schema_digest,
-            self._runtime.plan.genesis_replica,
-        )
-        self._runtime.change_plan(plan, peer_ids_of(topology))
-        self._links.set_neighbours(self._neighbour_ids())
-        for peer_id in former - set(self._neighbour_ids()):
-            self._runtime.outbox.forget(peer_id)
-        log.info("topology reloaded", topology=topology.digest.hex()[:12], changes=changes)
-        for peer_id in self._neighbour_ids():
-            # Both ends must compare the new file; who has not reloaded yet says so.
-            await self._links.reconnect(peer_id, "the topology file was reloaded")
-        return ReloadResult(topology.digest.hex(), changes)
-
-    def _refuse_fixed_changes(self, topology: Topology) -> None:
-        problems = [
-            Problem(
-                topology.path,
-                "",
-                None,
-                f"{change} cannot change while the federation runs",
-                "undo the change, or stop every site, change it everywhere and start again",
+        async with self._one_reload:
+            notify_reloading()
+            try:
+                found = await self._read_again()
+            finally:
+                notify("READY=1")
+            if found is None:
+                return ReloadResult(self.topology.digest.hex(), ["nothing changed"])
+            self._take_topology(found)
+            log.info(
+                "topology reloaded",
+                topology=found.topology.digest.hex()[:12],
+                changes=list(found.changes),
             )
-            for change in fixed_changes(self.topology, topology)
-        ]
-        if problems:
-            raise ConfigurationError(problems)
+            # Bounded in time; given up half-way, links would go on under the old file.
+            with trio.CancelScope(shield=True):
+                await self._change_links(found)
+            return ReloadResult(found.topology.digest.hex(), list(found.changes))
+
+    async def _change_links(self, found: Reload) -> None:
+        # Whoever is no member any more is told so before the roster shuts it out.
+        await self._links.part(found.farewells)
+        self._transport.set_roster(self._roster())
+        self._links.set_neighbours(self._neighbour_ids())
+        async with trio.open_nursery() as nursery:
+            for peer_id in self._neighbour_ids():
+                # Both ends must compare the new file; who has not reloaded yet says so.
+                nursery.start_soon(self._links.reconnect, peer_id, "the topology file was reloaded")
+
+    async def _read_again(self) -> Reload | None:
+        return await trio.to_thread.run_sync(
+            read_again, self.site, self.identity, self.topology, self._runtime.plan
+        )
+
+    def _take_topology(self, found: Reload) -> None:
+        """Put a topology in force, all of it at once; the links follow."""
+        former = self._neighbour_ids()
+        for peer_id in found.farewells:
+            # When its link ends, nobody has its name any more.
+            self._runtime.dispatch(on.LinkDown(former[peer_id]))
+            self._runtime.outbox.forget(peer_id)
+        self.topology = self._status.topology = found.topology
+        self._membership.change_topology(found.topology)
+        self._book.set_listed(self._listed_addresses())
+        self._runtime.change_plan(found.plan, peer_ids_of(found.topology))
 
     async def export(self, path: Path) -> ExportResult:
         """:raises TrainingError: the file cannot be written."""

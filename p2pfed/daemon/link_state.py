@@ -69,6 +69,7 @@ class Link:
         self.retry_at_once = False
         self.carried = False
         self.offended = False
+        self.rebuffed = False  # by the last handshake; the phase says so until the next verdict
         self.opened_here = False
         self.pings: dict[int, tuple[float, trio.Event | None]] = {}
         self.next_token = 0

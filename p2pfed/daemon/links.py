@@ -104,6 +104,25 @@ class Links:
             link = self._links[peer_id] = Link(peer_id, names[peer_id])
             self._nursery.start_soon(self._supervise, link)
 
+    async def part(self, farewells: Mapping[str, Refusal]) -> None:
+        """Tell neighbours that they are none any more, and end their links; bounded in time.
+
+        :param farewells: what each is told, by peer id.
+        """
+
+        async def end(link: Link) -> None:
+            if link.outgoing is not None:
+                with trio.move_on_after(GOODBYE_TIMEOUT_SECONDS):
+                    await link.ended.wait()
+            link.scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for peer_id, refusal in farewells.items():
+                self.post(peer_id, refusal)
+                link = self._links.pop(peer_id, None)
+                if link is not None:
+                    nursery.start_soon(end, link)
+
     def state(self, peer_id: str) -> LinkState | None:
         link = self._links.get(peer_id)
         return link.state if link else None
@@ -200,12 +219,14 @@ class Links:
                 if link.carried:
                     link.carried = False
                     pause_seconds = FIRST_RETRY_SECONDS
-                    if not link.offended and link.state.phase != "refused":
+                    if not link.offended and not link.rebuffed:
                         await self._give_head_start(link)
-                if link.offended or link.state.phase == "refused":
-                    link.offended = False
+                if link.offended or link.rebuffed:
+                    link.offended = link.rebuffed = False
                     if not link.retry_at_once:
                         await self._wait(link, REFUSED_RETRY_SECONDS)
+                    # Of one that refuses this site, nothing else is soon to be expected.
+                    pause_seconds = FIRST_RETRY_SECONDS if link.retry_at_once else MAX_RETRY_SECONDS
                     link.retry_at_once = False
                 else:
                     # Full jitter, so that peers that lost each other do not retry in step.
@@ -311,7 +332,8 @@ class Links:
         link.control = scope = trio.CancelScope()
         link.nudge.set()
         reason = "another control stream took its place"
-        up = carrying = False
+        path = self._transport.path(link.peer_id)
+        up = carrying = unwelcome = False
         try:
             with scope:
                 reader = FrameReader()
@@ -326,9 +348,10 @@ class Links:
             reason = str(error)
             log.warning("link refused", site=link.name, reason=reason)
             link.change("refused", refusal=reason, last_error=reason)
+            link.rebuffed = unwelcome = True
         except RemoteProtocolError as error:
             reason = str(error)
-            link.offended = True
+            link.offended = unwelcome = True
             link.state = replace(link.state, last_error=reason, offences=link.state.offences + 1)
             log.warning(
                 "neighbour broke the protocol",
@@ -348,9 +371,11 @@ class Links:
                 await stream.abort()
                 if (
                     self._links.get(link.peer_id) is link
+                    and unwelcome
                     and not carrying
-                    and (link.offended or link.state.phase == "refused")
                     and not link.superseded
+                    # A new connection may have taken the place of the one that was refused.
+                    and self._transport.path(link.peer_id) == path
                 ):
                     await self._transport.drop(link.peer_id, reason)
             link.superseded = False

@@ -12,7 +12,9 @@ from pathlib import Path
 from p2pfed.daemon.sendable import Sendable
 from p2pfed.protocol.digests import vector_hasher
 from p2pfed.protocol.envelope import chunk_digest, sealed_chunk_bytes
+from p2pfed.protocol.header import SignedHeader
 from p2pfed.protocol.limits import DIGEST_BYTES
+from p2pfed.protocol.rounds import NO_HEADER
 
 READ_BYTES = 1 << 20
 
@@ -113,3 +115,23 @@ def stand_in(
     # genesis; the round that went out stands, and the next one is the first to be signed.
     following = newest.round_number + int(newest.published)
     return Generation(following, False, model, genesis, optimiser)
+
+
+def start_of_round(
+    newest: Generation,
+    before: Generation | None = None,
+    *,
+    published: SignedHeader | None,
+    genesis: bytes,
+) -> bytes | None:
+    """The digest of the model with which the round of ``newest`` began; None: no longer known.
+
+    :param published: the newest own delta header.
+    :param genesis: the digest of the genesis model, with which a site's first round begins.
+    """
+    if not newest.published:
+        return newest.model
+    if before is not None and not before.published:
+        return before.model
+    is_first = published is not None and published.header.previous == NO_HEADER
+    return genesis if is_first else None

@@ -46,6 +46,9 @@ NORM_BOUND_FACTOR = 1000.0
 MIXING_CHUNK_PARAMETERS = 1 << 16
 SNAPSHOT_CODEC = "float32"
 JOINING_RULE = "coordinate_median"
+ROUNDING_DOMAIN = b"p2pfed/1 rounding\x00"
+ROUNDING_SEED_BYTES = 8
+ROUND_NUMBER_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +89,12 @@ class RoundWork:
         self._model_norm = 0.0
         self._deltas_until_measured = 0
         generation = store.generation()
+        self._start_digest = store.round_start(self.genesis_digest)
         self.own_digest = generation.replica if generation else self.genesis_digest
         self._trained_digest = (
             generation.model if generation and generation.published else self.genesis_digest
         )
         self._optimiser_digest = generation.optimiser if generation else None
-        # Not looked up where a round is resumed in its midst.
-        self._start_digest: bytes | None = self.genesis_digest
-        if generation is not None:
-            self._start_digest = None if generation.published else generation.model
         self._envelopes: dict[bytes, Sendable] = {}  # by header digest, oldest first
         for item in store.envelopes():
             self._retain(item)
@@ -164,6 +164,17 @@ class RoundWork:
         )
         return sign_header(self._identity, header)
 
+    def _rounding_seed(self, context: PayloadContext) -> int:
+        """The 64-bit seed of a round's stochastic rounding.
+
+        It follows from the round, so that a delta that a crash took before it was durable is
+        encoded alike the next time, and from a secret, so that nobody else can tell which way a
+        parameter was rounded. The payload is sealed under a new random key each time: two
+        ciphertexts under one key and nonce there never are, even if the change differs.
+        """
+        message = context.federation_id + context.round_number.to_bytes(ROUND_NUMBER_BYTES)
+        return int.from_bytes(self._identity.derive(ROUNDING_DOMAIN, message, ROUNDING_SEED_BYTES))
+
     def publish(
         self,
         command: do.Publish,
@@ -186,7 +197,7 @@ class RoundWork:
             self._genesis if against_genesis else self._own_replica(),
             context=context,
             key=key,
-            seed=int.from_bytes(os.urandom(8)),
+            seed=self._rounding_seed(context),
         )
         with ThreadPoolExecutor(1) as beside:
             # Hashing and storing the trained model takes as long as sealing its change does.

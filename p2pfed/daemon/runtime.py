@@ -20,6 +20,7 @@ from p2pfed.daemon.links import Links
 from p2pfed.daemon.outbox import Outbox
 from p2pfed.daemon.round_times import RoundTimes
 from p2pfed.daemon.round_work import Mixed, RoundWork
+from p2pfed.daemon.sendable import Sendable
 from p2pfed.daemon.store import Store
 from p2pfed.daemon.trainer import Trainer
 from p2pfed.errors import (
@@ -175,8 +176,13 @@ class Runtime:
         self.dispatch(on.PayloadReceived(site, received.signed))
 
     def change_plan(self, plan: FederationPlan, peer_ids: dict[str, str]) -> None:
+        """Take a new topology.
+
+        :param peer_ids: the peer id of every member, by site name.
+        """
         self.plan = plan
-        self.peer_ids = peer_ids
+        # The engine parts with a removed neighbour once no vector is being worked on.
+        self.peer_ids = self.peer_ids | peer_ids
         self.dispatch(on.PlanChanged(plan))
 
     def _execute(self, command: do.Command) -> None:  # noqa: PLR0912 - one line a command
@@ -304,17 +310,26 @@ class Runtime:
             return {}
 
     async def _send_snapshot(self, site: str) -> None:
-        published, peer_id = self.engine.published, self.peer_ids[site]
-        if published is None or site in self._sealing or self.outbox.has_snapshot(peer_id):
+        peer_id = self.peer_ids[site]
+        if (
+            self.engine.published is None
+            or site in self._sealing
+            or self.outbox.has_snapshot(peer_id)
+        ):
             return  # one is on its way; what it lacks, the next offer shows
         self._sealing.add(site)
         try:
-            item = await self._until_stored(
-                partial(self.work.snapshot, published, self.plan, self.store.snapshot_path())
-            )
+            item = await self._until_stored(self._seal_snapshot)
         finally:
             self._sealing.discard(site)
         self.outbox.send(peer_id, item)
+
+    def _seal_snapshot(self) -> Sendable:
+        """The own published replica, whole; read when its turn has come, for it may be that a
+        delta was being sealed before."""
+        published = self.engine.published
+        assert published is not None  # noqa: S101 - and what was published stays so
+        return self.work.snapshot(published, self.plan, self.store.snapshot_path())
 
     async def _apply(self, site: str, signed: SignedHeader) -> None:
         received = self._received.pop(signed.digest)

@@ -39,6 +39,7 @@ from p2pfed.daemon.recovery import (
     Generation,
     ciphertext_is_intact,
     stand_in,
+    start_of_round,
     vector_is_intact,
 )
 from p2pfed.daemon.sendable import Sendable
@@ -206,6 +207,18 @@ class Store:
         )
         return [Generation(row[0], bool(row[1]), *row[2:]) for row in rows]
 
+    def round_start(self, genesis: bytes) -> bytes | None:
+        """The digest of the model that the round to resume began with; None where damage took it.
+
+        To be called after ``recover``.
+
+        :param genesis: digest of the model that the federation starts from.
+        """
+        generations = self._generations()
+        if not generations:
+            return genesis
+        return start_of_round(*generations, published=self.last_published(), genesis=genesis)
+
     def recover(self, genesis: bytes, optimiser_floats: int) -> tuple[Path, ...]:
         """Check what is resumed from and what can be sent again; settle for what is left.
 
@@ -262,14 +275,22 @@ class Store:
                 f"{files}: damaged, and nothing is left to resume from; restore one of them from "
                 "a backup of any age (its name is its digest, so a wrong one does no harm)"
             )
+        # A published round's rule may ask for the model with which the round began.
+        start_is_lost = any(not g.published and not is_intact(g.model) for g in before)
         # First the files: whoever stores the same vector again takes their names for it.
         for path in damaged:
             with naming(path):
                 path.unlink(missing_ok=True)
         if not self._vector_path(chosen.optimiser).exists():
             self.put_vector(fresh_optimiser())
-        if chosen != newest:
-            with self._journal.transaction() as database:
+        if chosen == newest and not start_is_lost:
+            return damaged
+        with self._journal.transaction() as database:
+            if start_is_lost:
+                database.execute(
+                    "DELETE FROM generations WHERE id < (SELECT MAX(id) FROM generations)"
+                )
+            if chosen != newest:
                 database.execute(
                     "DELETE FROM generations WHERE id = (SELECT MAX(id) FROM generations)"
                 )

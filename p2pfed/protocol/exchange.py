@@ -101,7 +101,7 @@ class Exchange:
         wanted = set(self._plan.weights_of(self.round_number))
         if self._plan.time_varying:
             # A neighbour of some other round keeps its replica for the round it is due in.
-            wanted |= set(self.neighbours)
+            wanted |= self._plan.neighbours & set(self.neighbours)
         for site in sorted(wanted - set(self.neighbours)):
             self._meet(site, now)
         for site in sorted(set(self.neighbours) - wanted):

@@ -14,6 +14,7 @@ class FederationPlan:
     ``weights_of(round)`` maps each neighbour of that round to its Metropolis-Hastings mixing
     weight; the sum is below one and the rest is the site's own. ``relayed`` are the members
     whose headers this site passes on; their number is bounded by ``limits.RELAYED_SITES``.
+    ``neighbours`` are those of any round.
     """
 
     topology_digest: bytes
@@ -28,6 +29,7 @@ class FederationPlan:
     quorum: float  # fraction of a round's neighbours, rounded up
     max_staleness: int  # rounds
     relayed: frozenset[str]
+    neighbours: frozenset[str]
     donors_needed: int = FEWEST_DONORS  # models that one from far behind starts from
     asynchronous: bool = False  # a round waits for nobody whose model may still be used
 

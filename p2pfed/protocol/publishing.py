@@ -34,7 +34,7 @@ class Publication:
 
     :param model: shape (d,), float32.
     :param replica_before: shape (d,), float32; zeros for a snapshot.
-    :param seed: 64 random bits for the codec's rounding.
+    :param seed: 64 bits for the codec's rounding, which nobody else can tell beforehand.
     """
 
     def __init__(

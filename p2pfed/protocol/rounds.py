@@ -196,8 +196,13 @@ class RoundEngine(Exchange):
         """Put a plan that waits in force, unless a vector is being worked on."""
         if self._next_plan is None or self.phase in _PLAN_IS_FIXED:
             return
+        longer_seconds = self._next_plan.deadline_seconds - self._plan.deadline_seconds
         self._plan, self._next_plan = self._next_plan, None
         self._meet_neighbours(now)
+        waiting = self.phase is Phase.COLLECTING and not self._deadline_passed
+        if longer_seconds and waiting and self.deadline_at_seconds is not None:
+            self.deadline_at_seconds = max(now, self.deadline_at_seconds + longer_seconds)
+            self._commands.append(do.SetTimer(on.Timer.DEADLINE, self.deadline_at_seconds))
 
     def _begin_round(self, now: float) -> None:
         self._change_plan(now)

@@ -57,11 +57,6 @@ def compare(old: Topology, new: Topology) -> list[Change]:
     return changes
 
 
-def fixed_changes(old: Topology, new: Topology) -> list[str]:
-    """What a running federation cannot change, by its key."""
-    return [change.what for change in compare(old, new) if not change.reload]
-
-
 def reloadable_fields() -> dict[str, dict[str, bool]]:
     """For each table of the file and each key in it, whether a reload applies a change."""
     tables: dict[str, dict[str, bool]] = {}

@@ -31,7 +31,14 @@ def plan_of(
         relayed=topology.relays.senders[site],
         donors_needed=donors_needed(file.aggregation.byzantine_neighbours),
         asynchronous=file.round.mode == "async",
+        neighbours=frozenset(topology.all_neighbours(site)),
     )
+
+
+def neighbour_ids_of(topology: Topology, site: str) -> dict[str, str]:
+    """The name of each that is a neighbour of ``site`` in any round, by its peer id."""
+    peer_ids = peer_ids_of(topology)
+    return {peer_ids[name]: name for name in topology.all_neighbours(site)}
 
 
 def peer_ids_of(topology: Topology) -> dict[str, str]:

@@ -131,6 +131,7 @@ def settings(genesis: Vector, total_rounds: int) -> FederationPlan:
         quorum=1.0,
         max_staleness=1,
         relayed=frozenset({EDGE}),
+        neighbours=frozenset(weights),
     )
 
 

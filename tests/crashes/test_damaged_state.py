@@ -151,6 +151,38 @@ def test_a_damaged_trained_model_is_replaced_by_what_was_published_of_it(root: P
     stopped.go_on()
 
 
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_where_a_published_round_began_is_known_until_damage_takes_it(
+    root: Path, damage: Callable[[Path], None]
+) -> None:
+    stopped = stop_at(root, Published, DAMAGED_ROUND)
+    _, before = stopped.generations()
+    genesis = vector_digest(genesis_of(SETTING.dimension))
+    with stopped.opened() as store:
+        assert store.round_start(genesis) == before.model
+    damage(stopped.vector(before.model))
+    damaged, found, _ = stopped.recover()
+    assert damaged == (stopped.vector(before.model),)
+    assert found == stopped.generations()[0]
+    with stopped.opened() as store:
+        assert store.round_start(genesis) is None
+    stopped.go_on()
+
+
+@pytest.mark.parametrize("kind", [Published, Committed])
+def test_the_first_round_began_with_the_genesis_and_an_open_one_with_its_model(
+    root: Path, kind: type[Published] | type[Committed]
+) -> None:
+    stopped = stop_at(root, kind, 0)
+    newest = stopped.generations()[0]
+    genesis = vector_digest(genesis_of(SETTING.dimension))
+    with stopped.opened() as store:
+        expected = genesis if kind is Published else newest.model
+        assert store.round_start(genesis) == expected
+    with closing(Store(root / "new")) as store:
+        assert store.round_start(genesis) == genesis
+
+
 def test_a_damaged_optimiser_is_replaced_by_the_one_before_or_a_fresh_one(root: Path) -> None:
     stopped = stop_at(root, Published, DAMAGED_ROUND + 1)
     newest, before = stopped.generations()

@@ -81,10 +81,12 @@ class Hospital:
         }
         self.config.write_text(tomli_w.dumps({**document, **changes}))
 
-    def start(self) -> None:
+    def start(self, *arguments: str) -> None:
+        """Start the daemon, or what else Python is to run with ``arguments``."""
+        arguments = arguments or ("-m", "p2pfed", "run", "--config", str(self.config))
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "p2pfed", "run", "--config", str(self.config)],
+                [sys.executable, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -150,7 +152,14 @@ class Federation:
         self.tables = tables
         self.write_topology()
 
-    def write_topology(self, path: Path | None = None, **changes: Any) -> None:
+    def write_topology(
+        self,
+        path: Path | None = None,
+        members: Iterable[Hospital] | None = None,
+        **changes: Any,
+    ) -> None:
+        """Write the file that all sites share, or another one; with some of the hospitals in it
+        or, by default, with all."""
         document = {
             "schema_version": 1,
             "federation": {"name": "test"},
@@ -159,7 +168,9 @@ class Federation:
             "task": TASK,
             **self.tables,
             **changes,
-            "peer": [hospital.peer for hospital in self.hospitals],
+            "peer": [
+                hospital.peer for hospital in (self.hospitals if members is None else members)
+            ],
         }
         (path or self.topology).write_text(tomli_w.dumps(document))
 

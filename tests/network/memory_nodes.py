@@ -5,6 +5,7 @@ can be followed by hand; and vectors are worked on where the caller stands, beca
 clock does not wait for threads. Under trio's autojump clock a federation lives hours in seconds.
 """
 
+import tomllib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from scripted_network import ScriptedNetwork, ScriptedTransport
 from p2pfed.config import load_site
 from p2pfed.daemon.daemon import Daemon
 from p2pfed.daemon.logs import RecentLines
+from p2pfed.daemon.reloading import Reload, read_again
 from p2pfed.daemon.runtime import Runtime
 from p2pfed.daemon.store import Store
 from p2pfed.daemon.trainer import Trainer, TrainerStatus
@@ -170,6 +172,10 @@ class Node(Daemon):
             nursery.start_soon(self._run_rounds, nursery.cancel_scope)
             task_status.started()
 
+    async def _read_again(self) -> Reload | None:
+        await trio.lowlevel.checkpoint()  # in no thread, as above
+        return read_again(self.site, self.identity, self.topology, self._runtime.plan)
+
     def _changed(self) -> None:
         super()._changed()
         engine = self._runtime.engine
@@ -227,13 +233,29 @@ class MemoryFederation:
     def __init__(self, directory: Path, nursery: trio.Nursery, names: str, tables: Any) -> None:
         self.directory = directory
         directory.mkdir(exist_ok=True)
-        self.topology = topology_documents.load(
-            directory, topology_documents.document(names, **tables)
-        )
+        self.write_topology(names, **tables)
         self.network = ScriptedNetwork()
         self.nodes: dict[str, Node] = {}
         self._nursery = nursery
         self._change = trio.Event()
+
+    def write_topology(self, names: str, **tables: Any) -> None:
+        """Change the file that all hold; who runs does not know before it reloads."""
+        self.topology = topology_documents.load(
+            self.directory, topology_documents.document(names, **tables)
+        )
+
+    def replace_key(self, name: str, key_of: str) -> None:
+        """Give a site of the file the key of another one, as after it was introduced anew."""
+        document = tomllib.loads(self.topology.path.read_text())
+        [peer] = [peer for peer in document["peer"] if peer["name"] == name]
+        peer["key"] = topology_documents.key(key_of)
+        self.topology = topology_documents.load(self.directory, document)
+
+    async def reload(self, *names: str) -> None:
+        """Have sites reload the file, one after the other; all by default."""
+        for name in names or tuple(self.nodes):
+            await self.nodes[name].reload()
 
     async def start(self, name: str) -> Node:
         """Run the node of a site on what its state directory holds."""

@@ -1,9 +1,6 @@
 """Whole nodes together: a federation on a virtual clock, and what may happen to it."""
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,22 +22,10 @@ from p2pfed.protocol.phases import Phase
 # Less than the deadlines that these federations wait out: the clock is virtual, or a test fails.
 pytestmark = pytest.mark.timeout(120)
 
-MEMORY_FILES = Path("/dev/shm")  # noqa: S108 - a private directory is made in it
 ROUNDS = 6
 DEADLINE_SECONDS = 120.0
 # Without loss, and the same for the same models: how a run ends tells whether anything was lost.
 EXACT: dict[str, Any] = {"aggregation": {"rule": "mean"}, "codec": {"name": "float32"}}
-
-
-@pytest.fixture
-def state_path(tmp_path: Path) -> Iterator[Path]:
-    """A directory in memory, where the machine has such: most of the time would go into fsync."""
-    if not os.access(MEMORY_FILES, os.W_OK):
-        yield tmp_path
-        return
-    path = Path(tempfile.mkdtemp(prefix="p2pfed-nodes-", dir=MEMORY_FILES))
-    yield path
-    shutil.rmtree(path)
 
 
 def rounds(**changes: Any) -> dict[str, Any]:

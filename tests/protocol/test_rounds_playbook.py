@@ -39,6 +39,7 @@ def plan(sites: str = "bc", **changes: object) -> FederationPlan:
         "quorum": 0.5,
         "max_staleness": 1,
         "relayed": frozenset("abcdefgz"),
+        "neighbours": frozenset(sites),
     }
     return FederationPlan(**{**settings, **changes})  # type: ignore[arg-type]
 
@@ -531,6 +532,38 @@ def test_a_removed_neighbour_is_not_waited_for_and_a_new_one_is_met() -> None:
     peer.handle(on.RoundCommitted(0), 6.0)
     peer.handle(on.PlanChanged(plan("bd")), 7.0)
     assert sorted(peer.neighbours) == ["b", "d"]
+
+
+@pytest.mark.parametrize(
+    ("deadline_seconds", "ends_at"), [(20.0, 22.0), (100.0, 102.0), (1.0, 10.0)]
+)
+def test_another_deadline_counts_from_where_the_one_that_is_waited_for_did(
+    deadline_seconds: float, ends_at: float
+) -> None:
+    peer = collecting()
+    assert peer.deadline_at_seconds == 62.0
+    commands = peer.handle(on.PlanChanged(plan(deadline_seconds=deadline_seconds)), 10.0)
+    assert do.SetTimer(on.Timer.DEADLINE, ends_at) in commands
+    assert peer.deadline_at_seconds == ends_at
+
+
+def test_another_deadline_after_the_first_has_passed_is_for_what_comes_next() -> None:
+    peer = collecting()
+    peer.handle(on.TimerFired(on.Timer.DEADLINE), 62.0)
+    commands = peer.handle(on.PlanChanged(plan(deadline_seconds=20.0)), 63.0)
+    assert not any(isinstance(command, do.SetTimer) for command in commands)
+    peer.handle(on.PlanChanged(plan(deadline_seconds=20.0, quorum=0.0)), 64.0)
+    assert peer.phase is Phase.AGGREGATING
+
+
+def test_who_is_removed_from_a_graph_that_varies_is_forgotten() -> None:
+    peer = collecting("bcd", time_varying=True)
+    peer.handle(on.PlanChanged(plan("bc", time_varying=True)), 3.0)
+    assert sorted(peer.neighbours) == ["b", "c"]
+    # One of another round alone is kept with its replica.
+    later = plan("b", time_varying=True, neighbours=frozenset("bc"))
+    peer.handle(on.PlanChanged(later), 4.0)
+    assert sorted(peer.neighbours) == ["b", "c"]
 
 
 RELOADED = b"R" * 32

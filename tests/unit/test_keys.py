@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import nacl.encoding
+import nacl.hash
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,3 +117,19 @@ def test_an_identity_never_shows_its_secrets() -> None:
     identity = Identity(b"\x01" * 32, b"\x02" * 32)
     assert "0101" not in repr(identity)
     assert identity.peer_id in repr(identity)
+
+
+def test_what_is_derived_is_known_to_the_key_alone_and_alike_each_time() -> None:
+    one, other = Identity(b"1" * 32, b"e" * 32), Identity(b"2" * 32, b"e" * 32)
+    derived = one.derive(b"domain", b"message", 16)
+    assert derived == Identity(b"1" * 32, b"f" * 32).derive(b"domain", b"message", 16)
+    # The keyed mode of RFC 7693, as another implementation has it.
+    assert derived == nacl.hash.blake2b(
+        b"domainmessage", digest_size=16, key=b"1" * 32, encoder=nacl.encoding.RawEncoder
+    )
+    others = {
+        other.derive(b"domain", b"message", 16),
+        one.derive(b"another", b"message", 16),
+        one.derive(b"domain", b"another", 16),
+    }
+    assert len(others | {derived}) == 4
