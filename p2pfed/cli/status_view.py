@@ -4,7 +4,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from p2pfed.daemon.status import NeighbourStatus, Status, shown_path
+from p2pfed.daemon.status import NeighbourStatus, ResourceStatus, Status, shown_path
 
 STATE_STYLES = {"connected": "green", "refused": "red", "dialling": "yellow", "waiting": "yellow"}
 
@@ -46,6 +46,7 @@ def _header(status: Status) -> Table:
             "traffic",
             f"{size(status.totals.bytes_sent)} sent, {size(status.totals.bytes_received)} received",
         ),
+        ("daemon", _resources(status.resources)),
     ]
     for label, text in rows:
         table.add_row(Text(label, style="bold"), text)
@@ -64,6 +65,15 @@ def _trainer(status: Status) -> str:
     if trainer.restarts:
         text += f", restarted {trainer.restarts} times"
     return text
+
+
+def _resources(used: ResourceStatus) -> str:
+    parts = [f"{used.tasks} tasks", f"{size(used.database_bytes)} database"]
+    if used.memory_bytes is not None:
+        parts.insert(0, f"{size(used.memory_bytes)} memory")
+    if used.open_files is not None:
+        parts.append(f"{used.open_files} open files")
+    return ", ".join(parts)
 
 
 def neighbour_table(neighbours: list[NeighbourStatus]) -> Table:

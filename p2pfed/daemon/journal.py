@@ -137,6 +137,14 @@ class Journal:
                     self._database.execute("ROLLBACK")
                 raise
 
+    def size_bytes(self) -> int:
+        """What it takes on the disk, the write-ahead log included; 0 where that cannot be told."""
+        try:
+            log = self._path.with_name(f"{self._path.name}-wal")
+            return self._path.stat().st_size + log.stat().st_size
+        except OSError:
+            return 0  # what is wrong with the disk, the next commit says
+
     def rows(self, query: str, *values: object) -> list[Any]:
         with self.naming():
             return self._database.execute(query, values).fetchall()

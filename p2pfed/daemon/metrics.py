@@ -39,6 +39,7 @@ class StatusCollector(Collector):
         for phase, value in status.round.last_seconds.items():
             seconds.add_metric([phase], value)
         yield seconds
+        yield from _resources(status)
         yield from self._neighbours(status)
 
     @staticmethod
@@ -59,6 +60,18 @@ class StatusCollector(Collector):
             sent.add_metric(labels, neighbour.bytes_sent)
             received.add_metric(labels, neighbour.bytes_received)
         yield from (up, trip, sent, received)
+
+
+def _resources(status: Status) -> Iterator[Metric]:
+    used = status.resources
+    for name, text, value in (
+        ("tasks", "Tasks of the daemon's event loop that are alive.", used.tasks),
+        ("open_files", "Open file descriptors of the daemon.", used.open_files),
+        ("memory_bytes", "Resident memory of the daemon.", used.memory_bytes),
+        ("database_bytes", "Size of the round journal with its log.", used.database_bytes),
+    ):
+        if value is not None:
+            yield _gauge(name, text, value)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

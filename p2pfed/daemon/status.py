@@ -105,6 +105,20 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
+class ResourceStatus:
+    """What the daemon uses, its trainer not included; None where the system does not say.
+
+    ``tasks`` are those of trio that are alive; ``database_bytes`` is the size of the round journal
+    on the disk, its write-ahead log included, as of the last commit.
+    """
+
+    tasks: int
+    open_files: int | None
+    memory_bytes: int | None
+    database_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class HealthLine:
     """A problem and the command to run next."""
 
@@ -127,6 +141,7 @@ class Status:
     trainer: TrainerReport
     neighbours: list[NeighbourStatus]
     totals: Totals
+    resources: ResourceStatus
     storage_error: str | None = None
     health: list[HealthLine] = field(default_factory=list)
     schema_version: int = STATUS_SCHEMA_VERSION
@@ -169,5 +184,6 @@ _TABLES: dict[str, Any] = {
     "model": ModelStatus,
     "trainer": TrainerReport,
     "totals": Totals,
+    "resources": ResourceStatus,
 }
 _LISTS: dict[str, Any] = {"neighbours": NeighbourStatus, "health": HealthLine}

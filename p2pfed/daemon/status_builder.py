@@ -9,6 +9,7 @@ from p2pfed.config import Site
 from p2pfed.daemon.health import health_of
 from p2pfed.daemon.link_state import LinkState
 from p2pfed.daemon.links import Links
+from p2pfed.daemon.resources import resources_used
 from p2pfed.daemon.runtime import NeighbourCounts, Runtime
 from p2pfed.daemon.status import (
     ModelStatus,
@@ -67,6 +68,7 @@ class StatusBuilder:
                 self._neighbour(name) for name in self.topology.all_neighbours(self._site.file.name)
             ],
             totals=self._totals(),
+            resources=resources_used(self._runtime.store.database_bytes),
             storage_error=self._storage_error(),
         )
         status.health.extend(health_of(status))

@@ -68,6 +68,7 @@ class StoredReplica:
 class Store:
     """A site's state directory.
 
+    :ivar database_bytes: size of the journal as of the last commit, its log included.
     :raises StoreError: the directory is unusable, held by another daemon, or belongs to
         another federation.
     """
@@ -90,6 +91,7 @@ class Store:
         except BaseException:
             os.close(self._lock)
             raise
+        self.database_bytes = self._journal.size_bytes()
 
     @property
     def spool(self) -> Path:
@@ -355,6 +357,7 @@ class Store:
                 "DELETE FROM history WHERE round_number <= ?",
                 (round_number - KEPT_HISTORY_ROUNDS,),
             )
+        self.database_bytes = self._journal.size_bytes()
         self.collect_garbage()
 
     def _add_generation(self, database: sqlite3.Connection, generation: Generation) -> None:

@@ -107,6 +107,7 @@ def test_the_table_shows_what_an_operator_looks_for() -> None:
     for expected in (
         "7 of 50", "collecting", "2 of 3 neighbours", "efefefefefef", "auc 0.850", "beta",
         "12 ms", "0.250", "1.5 MB", "999 B", "beta is gone", "run: p2pfed ping beta",
+        "90.0 MB memory, 31 tasks, 65.5 kB database, 17 open files",
     ):  # fmt: skip
         assert expected in text, expected
     assert "healthy" in text_of(status())
@@ -129,5 +130,17 @@ def test_the_metrics_carry_the_status() -> None:
         'p2pfed_metric{name="auc",when="after"} 0.85',
         'p2pfed_neighbour_sent_bytes_total{site="beta"} 1.5e+06',
         'p2pfed_round_seconds{phase="training"} 0.5',
+        "p2pfed_tasks 31.0",
+        "p2pfed_open_files 17.0",
+        "p2pfed_memory_bytes 9e+07",
+        "p2pfed_database_bytes 65536.0",
     ):
         assert expected in text, expected
+
+
+def test_what_the_system_does_not_say_is_no_metric() -> None:
+    used = dataclasses.replace(status().resources, open_files=None, memory_bytes=None)
+    text = metrics.render(lambda: status(resources=used)).decode()
+    assert "p2pfed_tasks 31.0" in text
+    assert "open_files" not in text
+    assert "memory_bytes" not in text
