@@ -59,6 +59,9 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True)
 class TrainerReport:
+    """``silent_seconds`` since the last sign of life under a request; ``patience_seconds`` of
+    silence are usual there. Both are None while the trainer is asked for nothing."""
+
     state: str
     pid: int | None
     device: str | None
@@ -69,6 +72,14 @@ class TrainerReport:
     samples_per_second: float | None
     training_records: int
     holdout_records: int
+    silent_seconds: float | None = None
+    patience_seconds: float | None = None
+
+    @property
+    def stands_still(self) -> bool:
+        if self.silent_seconds is None or self.patience_seconds is None:
+            return False
+        return self.silent_seconds > self.patience_seconds
 
 
 @dataclass(frozen=True, slots=True)

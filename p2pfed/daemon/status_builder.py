@@ -124,6 +124,9 @@ class StatusBuilder:
     def _trainer_report(self) -> TrainerReport:
         status, ready = self._trainer.status, self._trainer.ready
         progress = status.progress
+        silent_seconds = None
+        if status.heard_at_seconds is not None:
+            silent_seconds = round(trio.current_time() - status.heard_at_seconds, 3)
         return TrainerReport(
             state=status.state,
             pid=status.pid,
@@ -135,6 +138,8 @@ class StatusBuilder:
             samples_per_second=progress.samples_per_second if progress else None,
             training_records=ready.training_records,
             holdout_records=ready.holdout_records,
+            silent_seconds=silent_seconds,
+            patience_seconds=status.patience_seconds,
         )
 
     def _neighbour(self, name: str) -> NeighbourStatus:

@@ -95,6 +95,19 @@ def test_a_missing_quorum_and_a_failing_trainer_are_errors() -> None:
     assert not status(health=[line]).healthy
 
 
+def test_a_trainer_is_said_to_stand_still_once_its_silence_is_longer_than_usual() -> None:
+    asked = dataclasses.replace(
+        status().trainer, state="training", pid=77, silent_seconds=30.0, patience_seconds=30.0
+    )
+    assert health(trainer=asked) == []
+    [line] = health(trainer=dataclasses.replace(asked, silent_seconds=75.2, last_error="before"))
+    assert line.severity == "error"
+    assert "stands still: process 77 has said nothing for 75 s" in line.problem
+    assert "kill -9 77" in line.problem
+    dead = dataclasses.replace(asked, state="restarting", silent_seconds=75.2, last_error="SIGKILL")
+    assert [line.problem for line in health(trainer=dead)] == ["the trainer is restarting: SIGKILL"]
+
+
 def text_of(sample: Status) -> str:
     console = Console(width=160, record=True, file=None, quiet=False)
     with console.capture() as capture:
