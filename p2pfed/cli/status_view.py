@@ -13,9 +13,12 @@ PIPE_COLUMNS = 160  # where the output is no terminal, nothing is cut
 
 
 def wide_console() -> Console:
-    """A console whose tables are not cut where nobody looks at a screen."""
-    console = Console()
-    return console if console.is_terminal else Console(width=PIPE_COLUMNS)
+    """A console whose tables are not cut where nobody looks at a screen, and which takes a reason
+    with ``[/bold]`` or ``:skull:`` in it as it stands."""
+    console = Console(markup=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(markup=False, emoji=False, width=PIPE_COLUMNS)
+    return console
 
 
 def render(status: Status) -> RenderableType:

@@ -45,6 +45,8 @@ from p2pfed.daemon.transport import (
     Transport,
 )
 from p2pfed.errors import TransportError
+from p2pfed.protocol import limits
+from p2pfed.protocol.texts import printable
 from p2pfed.topology.file import relay_of
 
 log = structlog.get_logger(__name__)
@@ -460,10 +462,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause in one line."""
+    """The innermost cause in one line; the library quotes what the other end sent."""
     *_, innermost = _causes(error)
     text = str(innermost).strip().splitlines()
-    return text[0] if text else type(innermost).__name__
+    return printable(text[0], limits.MAX_TEXT_CHARACTERS) if text else type(innermost).__name__
 
 
 def _dial_failure(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from status_samples import neighbour, status
 
 import p2pfed.cli
-from p2pfed.cli.status_view import duration, render, size
+from p2pfed.cli.status_view import duration, render, size, wide_console
 from p2pfed.daemon import metrics
 from p2pfed.daemon.health import health_of
 from p2pfed.daemon.status import HealthLine, Status
@@ -124,6 +124,15 @@ def test_the_table_shows_what_an_operator_looks_for() -> None:
     ):  # fmt: skip
         assert expected in text, expected
     assert "healthy" in text_of(status())
+
+
+def test_a_reason_that_looks_like_markup_is_shown_as_it_stands() -> None:
+    reason = "[/red] [link=http://example.org]:skull:"
+    sample = status(health=[HealthLine("warning", f"beta is not connected: {reason}", "x")])
+    console = wide_console()
+    with console.capture() as capture:
+        console.print(render(sample))
+    assert reason in capture.get()
 
 
 def test_sizes_and_durations_are_short() -> None:
