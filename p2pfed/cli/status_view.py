@@ -51,6 +51,14 @@ def _header(status: Status) -> Table:
         ),
         ("daemon", _resources(status.resources)),
     ]
+    if status.relay is not None:
+        relay = status.relay
+        rows.append(
+            (
+                "relaying",
+                f"{relay.circuits} circuits of others, {size(relay.carried_bytes)} carried",
+            )
+        )
     for label, text in rows:
         table.add_row(Text(label, style="bold"), text)
     return table

@@ -39,6 +39,7 @@ from p2pfed.daemon.transport import (
     ConnectionObserver,
     ConnectionPath,
     Direction,
+    RelayedTraffic,
     RelayTerms,
     Stream,
     StreamHandler,
@@ -74,6 +75,9 @@ class _Libp2pStream(Stream):
         self._stream = stream
         # The library's stream only adds a state of its own, and three locks a read.
         self._bytes = stream.muxed_stream
+        carries = protocol in (HOP_PROTOCOL, STOP_PROTOCOL)  # what counts for somebody else
+        self._sent = transport.carried if carries else transport.sent
+        self._received = transport.carried if carries else transport.received
         self.ended = False
 
     async def send_all(self, data: bytes | memoryview) -> None:
@@ -85,7 +89,7 @@ class _Libp2pStream(Stream):
                     await self._bytes.write(piece)
                 except _STREAM_FAILURES as error:
                     raise TransportError(_reason(error)) from error
-            self._transport.sent[self.peer_id] += len(piece)
+            self._sent[self.peer_id] += len(piece)
 
     async def receive_some(self, max_bytes: int = READ_BYTES) -> bytes:
         try:
@@ -94,7 +98,7 @@ class _Libp2pStream(Stream):
             return b""
         except _STREAM_FAILURES as error:
             raise TransportError(_reason(error)) from error
-        self._transport.received[self.peer_id] += len(data)
+        self._received[self.peer_id] += len(data)
         return data
 
     async def close(self) -> None:
@@ -156,6 +160,8 @@ class Libp2pTransport(Transport):
         self._nursery: trio.Nursery | None = None
         self.sent: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
+        self.carried: Counter[str] = Counter()  # in circuits' streams, both directions
+        self._relay: CircuitRelay | None = None
         self.listen_addresses: tuple[str, ...] = ()
 
     def _is_member(self, peer_id: str) -> bool:
@@ -280,8 +286,8 @@ class Libp2pTransport(Transport):
             ) from error
 
     def relay_for_others(self, terms: RelayTerms) -> None:
-        relay = CircuitRelay(self, terms, self._is_member, self._stall_seconds)
-        self.set_handler(HOP_PROTOCOL, relay.handle)
+        self._relay = CircuitRelay(self, terms, self._is_member, self._stall_seconds)
+        self.set_handler(HOP_PROTOCOL, self._relay.handle)
 
     async def reserve(self, relay: str, timeout_seconds: float) -> None:
         with trio.move_on_after(timeout_seconds) as limit:
@@ -348,6 +354,12 @@ class Libp2pTransport(Transport):
 
     def bytes_received(self, peer_id: str) -> int:
         return self.received[peer_id]
+
+    def bytes_arrived(self, peer_id: str) -> int:
+        return self.received[peer_id] + self.carried[peer_id]
+
+    def relayed(self) -> RelayedTraffic | None:
+        return self._relay.traffic() if self._relay is not None else None
 
     @contextmanager
     def stamped(self, connection: SwarmConn | None) -> Iterator[None]:

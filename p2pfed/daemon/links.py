@@ -524,7 +524,7 @@ class Links:
             token = self._new_token(link, trio.Event())
             self.post(link.peer_id, Heartbeat(token, hello.round_number, hello.phase))
             await trio.sleep(HEARTBEAT_SECONDS)
-            received = self._transport.bytes_received(link.peer_id)
+            received = self._transport.bytes_arrived(link.peer_id)
             if received != link.received_bytes:
                 link.received_bytes = received
                 link.heard_at_seconds = trio.current_time()

@@ -40,6 +40,7 @@ class StatusCollector(Collector):
             seconds.add_metric([phase], value)
         yield seconds
         yield from _resources(status)
+        yield from _relay(status)
         yield from self._neighbours(status)
 
     @staticmethod
@@ -72,6 +73,18 @@ def _resources(status: Status) -> Iterator[Metric]:
     ):
         if value is not None:
             yield _gauge(name, text, value)
+
+
+def _relay(status: Status) -> Iterator[Metric]:
+    if status.relay is None:
+        return
+    yield _gauge("relay_circuits", "Circuits carried for others now.", status.relay.circuits)
+    yield _counter(
+        "relay_circuits_opened", "Circuits opened for others.", status.relay.circuits_opened
+    )
+    yield _counter(
+        "relay_carried_bytes", "Bytes carried for others, each once.", status.relay.carried_bytes
+    )
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

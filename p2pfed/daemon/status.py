@@ -116,6 +116,15 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayStatus:
+    """What this site carries for others; ``carried_bytes`` counts each byte once."""
+
+    circuits: int
+    circuits_opened: int
+    carried_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class ResourceStatus:
     """What the daemon uses, its trainer not included; None where the system does not say.
 
@@ -153,6 +162,7 @@ class Status:
     neighbours: list[NeighbourStatus]
     totals: Totals
     resources: ResourceStatus
+    relay: RelayStatus | None = None
     storage_error: str | None = None
     health: list[HealthLine] = field(default_factory=list)
     schema_version: int = STATUS_SCHEMA_VERSION
@@ -169,7 +179,8 @@ class Status:
         """Read what ``to_json`` wrote; keys of a newer daemon that are unknown are ignored."""
         values = dict(document)
         for name, kind in _TABLES.items():
-            values[name] = _known(kind, values[name])
+            if values.get(name) is not None:
+                values[name] = _known(kind, values[name])
         for name, kind in _LISTS.items():
             values[name] = [_known(kind, item) for item in values[name]]
         result: Status = _known(cls, values)
@@ -196,5 +207,6 @@ _TABLES: dict[str, Any] = {
     "trainer": TrainerReport,
     "totals": Totals,
     "resources": ResourceStatus,
+    "relay": RelayStatus,
 }
 _LISTS: dict[str, Any] = {"neighbours": NeighbourStatus, "health": HealthLine}

@@ -14,6 +14,7 @@ from p2pfed.daemon.runtime import NeighbourCounts, Runtime
 from p2pfed.daemon.status import (
     ModelStatus,
     NeighbourStatus,
+    RelayStatus,
     RoundStatus,
     SiteStatus,
     Status,
@@ -69,6 +70,7 @@ class StatusBuilder:
             ],
             totals=self._totals(),
             resources=resources_used(self._runtime.store.database_bytes),
+            relay=self._relay(),
             storage_error=self._storage_error(),
         )
         status.health.extend(health_of(status))
@@ -181,6 +183,12 @@ class StatusBuilder:
         relay = relay_of(link.address) if link.address is not None else None
         peer = self.topology.peer_by_id(relay) if relay is not None else None
         return peer.name if peer is not None else relay
+
+    def _relay(self) -> RelayStatus | None:
+        traffic = self._transport.relayed()
+        if traffic is None:
+            return None
+        return RelayStatus(traffic.circuits, traffic.circuits_opened, traffic.carried_bytes)
 
     def _totals(self) -> Totals:
         peers = [

@@ -120,6 +120,7 @@ def test_the_table_shows_what_an_operator_looks_for() -> None:
     for expected in (
         "7 of 50", "collecting", "2 of 3 neighbours", "efefefefefef", "auc 0.850", "beta",
         "12 ms", "0.250", "1.5 MB", "999 B", "beta is gone", "run: p2pfed ping beta",
+        "2 circuits of others, 7.0 MB carried",
         "90.0 MB memory, 31 tasks, 65.5 kB database, 17 open files",
     ):  # fmt: skip
         assert expected in text, expected
@@ -156,8 +157,18 @@ def test_the_metrics_carry_the_status() -> None:
         "p2pfed_open_files 17.0",
         "p2pfed_memory_bytes 9e+07",
         "p2pfed_database_bytes 65536.0",
+        "p2pfed_relay_circuits 2.0",
+        "p2pfed_relay_circuits_opened_total 5.0",
+        "p2pfed_relay_carried_bytes_total 7e+06",
     ):
         assert expected in text, expected
+
+
+def test_a_site_that_does_not_relay_says_nothing_of_it() -> None:
+    sample = status(relay=None)
+    assert Status.from_json(json.loads(json.dumps(sample.to_json()))) == sample
+    assert "p2pfed_relay" not in metrics.render(lambda: sample).decode()
+    assert "circuits" not in text_of(sample)
 
 
 def test_what_the_system_does_not_say_is_no_metric() -> None:
