@@ -1,12 +1,14 @@
 """What a daemon uses of its machine, as it measures it itself."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
 import trio
 
 from p2pfed.daemon import resources
-from p2pfed.daemon.resources import resources_used
+from p2pfed.daemon.resources import resources_used, set_aside_what_stays
 from p2pfed.daemon.store import JOURNAL_NAME, Store
 
 MEBIBYTE = 1 << 20
@@ -45,6 +47,26 @@ async def test_what_cannot_be_read_is_unknown(tmp_path: Path, monkeypatch) -> No
     monkeypatch.setattr(resources, "DESCRIPTORS", tmp_path / "none")
     used = resources_used(7)
     assert (used.open_files, used.memory_bytes, used.database_bytes) == (None, None, 7)
+
+
+class Ring:
+    def __init__(self) -> None:
+        self.self = self
+
+
+def test_what_is_set_aside_is_looked_at_no_more_and_what_is_garbage_goes_first() -> None:
+    stays, garbage = Ring(), weakref.ref(Ring())
+    before = gc.get_freeze_count()
+    try:
+        set_aside_what_stays()
+        assert gc.get_freeze_count() > before + 10_000
+        assert garbage() is None
+        assert not any(each is stays for each in gc.get_objects())
+        later = weakref.ref(Ring())
+        gc.collect()
+        assert later() is None
+    finally:
+        gc.unfreeze()
 
 
 def test_the_size_of_the_database_is_that_of_its_files(tmp_path: Path) -> None:
