@@ -181,18 +181,6 @@ class Store:
         """A stored vector, mapped read-only, shape ``(dimension,)``."""
         return map_vector(self._vector_path(digest), dimension)
 
-    def checked_vector(self, digest: bytes, dimension: int) -> npt.NDArray[np.float32]:
-        """As ``vector``, but its content is read and checked first.
-
-        :raises DamagedStateError: it is not what its name says.
-        """
-        vector = self.vector(digest, dimension)
-        if vector_digest(vector) != digest:
-            raise DamagedStateError(
-                f"{self._vector_path(digest)}: its content does not match its name"
-            )
-        return vector
-
     def _vector_path(self, digest: bytes) -> Path:
         return self._vectors / f"{digest.hex()}.f32"
 
@@ -340,14 +328,7 @@ class Store:
                     for site, r in replicas.items()
                 ],
             )
-            database.execute("DELETE FROM headers")
-            database.executemany(
-                "INSERT INTO headers VALUES (?, ?, ?, ?)",
-                [
-                    (sender, round_number, signed.encoded, signed.signature)
-                    for (sender, round_number), signed in headers.items()
-                ],
-            )
+            _store_headers(database, headers)
             round_number = generation.round_number - 1
             database.execute(
                 "INSERT OR REPLACE INTO history VALUES (?, ?)",
@@ -404,8 +385,8 @@ class Store:
         return found[0] if found else None
 
     def headers(self) -> list[SignedHeader]:
-        """The members' headers that were heard of in recent rounds."""
-        return self._signed("SELECT header, signature FROM headers")
+        """The members' headers that were heard of in recent rounds, as they came in."""
+        return self._signed("SELECT header, signature FROM headers ORDER BY rowid")
 
     def _signed(self, query: str) -> list[SignedHeader]:
         rows = self._journal.rows(query)
@@ -513,3 +494,32 @@ class Store:
         for path in self._outbox.glob("*.sealed"):
             if path.stem not in sequences:
                 self._spare_ciphertexts.give(path)
+
+
+def _store_headers(
+    database: sqlite3.Connection, headers: Mapping[tuple[bytes, int], SignedHeader]
+) -> None:
+    """Make the table hold ``headers``, in their order. All but those of a round are there already:
+    thousands, in a large federation. A signature stands for what it signs."""
+    stored = {
+        (sender, round_number): signature
+        for sender, round_number, signature in database.execute(
+            "SELECT sender, round_number, signature FROM headers"
+        )
+    }
+    gone = [
+        key
+        for key, signature in stored.items()
+        if key not in headers or headers[key].signature != signature
+    ]
+    database.executemany("DELETE FROM headers WHERE sender = ? AND round_number = ?", gone)
+    for key in gone:
+        del stored[key]
+    database.executemany(
+        "INSERT INTO headers VALUES (?, ?, ?, ?)",
+        [
+            (*key, signed.encoded, signed.signature)
+            for key, signed in headers.items()
+            if key not in stored
+        ],
+    )

@@ -94,7 +94,7 @@ async def test_three_nodes_learn_together_and_agree(
 def stored_model(store: Store) -> np.ndarray:
     generation = store.generation()
     assert generation is not None
-    return store.checked_vector(generation.model, target_of("a").shape[0])
+    return store.vector(generation.model, target_of("a").shape[0])
 
 
 async def test_a_silent_node_is_left_out_at_the_deadline_and_catches_up(
