@@ -34,7 +34,7 @@ from p2pfed.daemon.durable_files import (
     naming,
     sync_directory,
 )
-from p2pfed.daemon.journal import REMEDY, SCHEMA_VERSION, Journal
+from p2pfed.daemon.journal import REMEDY, SCHEMA_VERSION, Journal, keep_headers
 from p2pfed.daemon.recovery import (
     Generation,
     ciphertext_is_intact,
@@ -328,7 +328,7 @@ class Store:
                     for site, r in replicas.items()
                 ],
             )
-            _store_headers(database, headers)
+            keep_headers(database, headers)
             round_number = generation.round_number - 1
             database.execute(
                 "INSERT OR REPLACE INTO history VALUES (?, ?)",
@@ -494,32 +494,3 @@ class Store:
         for path in self._outbox.glob("*.sealed"):
             if path.stem not in sequences:
                 self._spare_ciphertexts.give(path)
-
-
-def _store_headers(
-    database: sqlite3.Connection, headers: Mapping[tuple[bytes, int], SignedHeader]
-) -> None:
-    """Make the table hold ``headers``, in their order. All but those of a round are there already:
-    thousands, in a large federation. A signature stands for what it signs."""
-    stored = {
-        (sender, round_number): signature
-        for sender, round_number, signature in database.execute(
-            "SELECT sender, round_number, signature FROM headers"
-        )
-    }
-    gone = [
-        key
-        for key, signature in stored.items()
-        if key not in headers or headers[key].signature != signature
-    ]
-    database.executemany("DELETE FROM headers WHERE sender = ? AND round_number = ?", gone)
-    for key in gone:
-        del stored[key]
-    database.executemany(
-        "INSERT INTO headers VALUES (?, ?, ?, ?)",
-        [
-            (*key, signed.encoded, signed.signature)
-            for key, signed in headers.items()
-            if key not in stored
-        ],
-    )
