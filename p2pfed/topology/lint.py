@@ -187,17 +187,9 @@ def _shape_warnings(topology: Topology, union: "nx.Graph", bridges: Sequence[Cut
             f"everybody depends on {hub}, the hub of a star: a server by another name; "
             "use a ring or an exponential graph"
         ]
-    effect = (
-        "all that the two sides learn from each other passes it, so they mix slowly"
-        if topology.file.aggregation.rule == "mean"
-        else "a robust rule takes whoever is alone on the other side for an outlier, so the two "
-        "sides mix slowly or not at all"
-    )
+    robust = topology.file.aggregation.rule != "mean"
     warnings = [
-        f"the edge between {' and '.join(cut.ends)} alone joins {_some(cut.smaller_side)} to the "
-        f"rest: {effect}; add another, such as one between {' and '.join(cut.remedy)}"
-        for cut in bridges[:LISTED_EDGES]
-        if cut.remedy is not None
+        _bridge_warning(cut, cut.remedy, robust) for cut in bridges[:LISTED_EDGES] if cut.remedy
     ]
     if len(bridges) > LISTED_EDGES:
         warnings.append(
@@ -211,6 +203,26 @@ def _shape_warnings(topology: Topology, union: "nx.Graph", bridges: Sequence[Cut
         for cut in cut_sites(union)
     ]
     return warnings
+
+
+def _bridge_warning(cut: CutEdge, remedy: tuple[str, str], robust: bool) -> str:
+    near, far = cut.ends
+    if len(cut.smaller_side) == 1:
+        effect = f"{far} takes it for an outlier where its others agree, and it" if robust else "it"
+        return (
+            f"{near} hangs on {far} alone: {effect} learns nothing while {far} is away; give it "
+            f"more neighbours, such as {remedy[1]}"
+        )
+    effect = (
+        "a robust rule takes whoever is alone on the other side for an outlier, so the two sides "
+        "mix slowly or not at all"
+        if robust
+        else "all that the two sides learn from each other passes it, so they mix slowly"
+    )
+    return (
+        f"the edge between {near} and {far} alone joins {_some(cut.smaller_side)} to the rest: "
+        f"{effect}; add several across, such as one between {' and '.join(remedy)}"
+    )
 
 
 def _hub(union: "nx.Graph") -> str | None:
