@@ -75,9 +75,7 @@ class _Libp2pStream(Stream):
         self._stream = stream
         # The library's stream only adds a state of its own, and three locks a read.
         self._bytes = stream.muxed_stream
-        carries = protocol in (HOP_PROTOCOL, STOP_PROTOCOL)  # what counts for somebody else
-        self._sent = transport.carried if carries else transport.sent
-        self._received = transport.carried if carries else transport.received
+        self._is_circuit = protocol in (HOP_PROTOCOL, STOP_PROTOCOL)  # which counts for others
         self.ended = False
 
     async def send_all(self, data: bytes | memoryview) -> None:
@@ -89,7 +87,8 @@ class _Libp2pStream(Stream):
                     await self._bytes.write(piece)
                 except _STREAM_FAILURES as error:
                     raise TransportError(_reason(error)) from error
-            self._sent[self.peer_id] += len(piece)
+            if not self._is_circuit:
+                self._transport.sent[self.peer_id] += len(piece)
 
     async def receive_some(self, max_bytes: int = READ_BYTES) -> bytes:
         try:
@@ -98,7 +97,9 @@ class _Libp2pStream(Stream):
             return b""
         except _STREAM_FAILURES as error:
             raise TransportError(_reason(error)) from error
-        self._received[self.peer_id] += len(data)
+        self._transport.arrived[self.peer_id] += len(data)
+        if not self._is_circuit:
+            self._transport.received[self.peer_id] += len(data)
         return data
 
     async def close(self) -> None:
@@ -160,7 +161,7 @@ class Libp2pTransport(Transport):
         self._nursery: trio.Nursery | None = None
         self.sent: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
-        self.carried: Counter[str] = Counter()  # in circuits' streams, both directions
+        self.arrived: Counter[str] = Counter()  # received, in circuits as well
         self._relay: CircuitRelay | None = None
         self.listen_addresses: tuple[str, ...] = ()
 
@@ -356,7 +357,7 @@ class Libp2pTransport(Transport):
         return self.received[peer_id]
 
     def bytes_arrived(self, peer_id: str) -> int:
-        return self.received[peer_id] + self.carried[peer_id]
+        return self.arrived[peer_id]
 
     def relayed(self) -> RelayedTraffic | None:
         return self._relay.traffic() if self._relay is not None else None

@@ -43,8 +43,8 @@ async def test_a_byte_counts_once_for_the_site_that_it_is_for() -> None:
             assert count <= transport.bytes_received(other.peer_id) < 1.01 * count
             for peer_id in (gamma.peer_id, site.peer_id):
                 assert transport.bytes_sent(peer_id) == transport.bytes_received(peer_id) == 0
-            # A relay that is busy with circuits is alive.
-            assert transport.bytes_arrived(gamma.peer_id) - before[site] > count
+            # A relay that is busy with circuits is alive; what goes out to it says nothing.
+            assert count < transport.bytes_arrived(gamma.peer_id) - before[site] < 1.05 * count
             assert gamma.transport.bytes_sent(site.peer_id) == 0
             assert gamma.transport.bytes_received(site.peer_id) == 0
             assert transport.relayed() is None
