@@ -9,8 +9,9 @@ chord is put into or taken out of the topology file and every daemon reloads it.
 
 Half of the sites (the first ones) are never restarted: what grows in a process shows there. They
 see everything else, the churn of their neighbours included. Printed at intervals is what each
-daemon uses: resident and proportional memory, descriptors, threads, the trainer's memory, and what
-its state directory holds. At the end, the slope of each over the second half, by least squares.
+daemon uses: resident and proportional memory, event-loop tasks, descriptors, threads, the trainer's
+memory, and what its state directory holds. At the end, each of them at the start, midway and at the
+end, and its slope over the second half, by least squares.
 
 Flat means, for a process that was there well before the second half: the slope, less twice its
 standard error, is at most ``FLAT_SHARE_AN_HOUR`` of the mean for memory, ``FLAT_COUNT_AN_HOUR`` for
@@ -25,11 +26,9 @@ stood still.
 import argparse
 import contextlib
 import json
-import math
 import os
 import random
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -41,12 +40,13 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from soak_slopes import Sample, print_slopes, slopes
 
 from p2pfed.cli.machine_report import open_files
 from p2pfed.config import Site, load_site
 from p2pfed.daemon.control_link import DaemonLink
 from p2pfed.daemon.status import Status
-from p2pfed.daemon.store import JOURNAL_NAME, KEPT_HISTORY_ROUNDS
+from p2pfed.daemon.store import JOURNAL_NAME
 from p2pfed.demo.daemons import run_command
 from p2pfed.demo.layout import free_ports
 from p2pfed.errors import ControlError
@@ -65,59 +65,7 @@ STARTING_SHARE = 0.2  # of what happens may hit a daemon that is just starting
 STEP_SECONDS = 0.1
 LOCAL_STEPS = 4
 DEADLINE_SECONDS = 5.0
-
-FLAT_SHARE_AN_HOUR = 0.02
-FLAT_COUNT_AN_HOUR = 1.0
-FLAT_KIB_AN_HOUR = 32.0  # of the state directory: eight vectors of the 4 kB model
-JOURNAL_BYTES_A_ROUND = 2048.0
-LEAST_SAMPLES = 8
-LEAST_ROUNDS = 100  # below, what the first headers and histories take hides the rest
-WARM_UP_SECONDS = 120.0
-
-MEMORY = ("rss_kib", "pss_kib", "trainer_pss_kib")
-COUNTS = ("descriptors", "threads")
-SIZES = ("state_kib",)
-BOUNDS = {**dict.fromkeys(COUNTS, FLAT_COUNT_AN_HOUR), "state_kib": FLAT_KIB_AN_HOUR}
 HAPPENINGS = ("kill", "stop", "kill trainer", "freeze", "reload")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What one daemon used at one moment. ``life`` counts its processes."""
-
-    at_seconds: float
-    site: str
-    life: int
-    round: int
-    rss_kib: float
-    pss_kib: float
-    trainer_pss_kib: float
-    descriptors: int
-    threads: int
-    journal_kib: float
-    log_kib: float  # the journal's write-ahead log: to about 4 MB, then it is written over
-    state_kib: float  # without both
-
-
-@dataclass(frozen=True)
-class Slope:
-    """Growth of one quantity of one site over the second half: an hour, for the journal a round.
-
-    ``error`` is the standard error of ``slope``.
-    """
-
-    site: str
-    quantity: str
-    mean: float
-    slope: float
-    error: float
-    bound: float
-    rise: float  # over the whole second half
-    scatter: float  # standard deviation about the line
-
-    @property
-    def flat(self) -> bool:
-        return self.slope - 2 * self.error <= self.bound or self.rise <= 2 * self.scatter
 
 
 @dataclass
@@ -214,6 +162,7 @@ class SoakSite:
             rss_kib=kib_of(pid, "status", "VmRSS"),
             pss_kib=kib_of(pid, "smaps_rollup", "Pss"),
             trainer_pss_kib=kib_of(trainer, "smaps_rollup", "Pss") if trainer else 0.0,
+            tasks=self.last.resources.tasks,
             descriptors=sum(open_files(pid).values()),
             threads=len(list(Path(f"/proc/{pid}/task").iterdir())),
             journal_kib=journal[0],
@@ -392,13 +341,13 @@ class Soak:
         print(f"\n{minutes:.1f} min; " + ", ".join(f"{n} {w}" for w, n in self.happened.items()))
         print(
             f"{'site':10}{'life':>5}{'round':>7}{'RSS MB':>8}{'PSS MB':>8}{'trainer':>9}"
-            f"{'files':>7}{'threads':>8}{'journal kB':>12}{'log kB':>8}{'state kB':>10}"
+            f"{'tasks':>7}{'files':>7}{'threads':>8}{'journal kB':>12}{'log kB':>8}{'state kB':>10}"
         )
         for one in newest.values():
             print(
                 f"{one.site:10}{one.life:>5}{one.round:>7}{one.rss_kib / 1024:>8.1f}"
                 f"{one.pss_kib / 1024:>8.1f}{one.trainer_pss_kib / 1024:>9.1f}"
-                f"{one.descriptors:>7}{one.threads:>8}{one.journal_kib:>12.0f}"
+                f"{one.tasks:>7}{one.descriptors:>7}{one.threads:>8}{one.journal_kib:>12.0f}"
                 f"{one.log_kib:>8.0f}{one.state_kib:>10.0f}",
                 flush=True,
             )
@@ -434,65 +383,6 @@ def thaw(site: SoakSite) -> None:
 def revive(site: SoakSite) -> None:
     site.start()
     site.busy = False
-
-
-def slope_of(
-    site: str, quantity: str, times: list[float], values: list[float], bound: float
-) -> Slope:
-    """The least-squares line of ``values`` over ``times``, which ascend."""
-    middle, mean = statistics.fmean(times), statistics.fmean(values)
-    spread = math.fsum((t - middle) ** 2 for t in times)
-    slope = (
-        math.fsum((t - middle) * (v - mean) for t, v in zip(times, values, strict=True)) / spread
-    )
-    squares = math.fsum(
-        (v - mean - slope * (t - middle)) ** 2 for t, v in zip(times, values, strict=True)
-    )
-    scatter = math.sqrt(squares / (len(times) - 2))
-    rise = slope * (times[-1] - times[0])
-    return Slope(site, quantity, mean, slope, scatter / math.sqrt(spread), bound, rise, scatter)
-
-
-def slopes(samples: list[Sample], minutes: float) -> list[Slope]:
-    """The growth of everything over the second half."""
-    found: list[Slope] = []
-    for name in sorted({sample.site for sample in samples}):
-        own = [sample for sample in samples if sample.site == name]
-        late = [sample for sample in own if sample.at_seconds >= 30 * minutes]
-        if len(late) < LEAST_SAMPLES:
-            continue
-        hours = [sample.at_seconds / 3600 for sample in late]
-        # A young process still loads what it needs.
-        grown = next(s for s in own if s.life == late[-1].life).at_seconds <= (
-            30 * minutes - min(WARM_UP_SECONDS, 15 * minutes)
-        )
-        for quantity in (*MEMORY, *COUNTS, *SIZES):
-            if quantity in SIZES or grown:
-                values = [float(getattr(sample, quantity)) for sample in late]
-                share = FLAT_SHARE_AN_HOUR * statistics.fmean(values)
-                bound = share if quantity in MEMORY else BOUNDS[quantity]
-                found.append(slope_of(name, quantity, hours, values, bound))
-        if late[-1].round - late[0].round >= LEAST_ROUNDS:
-            found.append(journal_slope(name, late))
-    return found
-
-
-def journal_slope(name: str, late: list[Sample]) -> Slope:
-    """The journal's growth in bytes a round; once it is full, it must not grow at all."""
-    sizes = [1024 * sample.journal_kib for sample in late]
-    bound = JOURNAL_BYTES_A_ROUND if late[0].round < KEPT_HISTORY_ROUNDS else 0.0
-    rounds = [float(sample.round) for sample in late]
-    return slope_of(name, "journal_bytes_a_round", rounds, sizes, bound)
-
-
-def print_slopes(found: list[Slope]) -> None:
-    print("\nslopes over the second half, an hour (the journal's: bytes a round)")
-    print(f"{'site':10}{'':24}{'mean':>12}{'slope':>12}{'+-':>10}{'bound':>10}")
-    for one in found:
-        print(
-            f"{one.site:10}{one.quantity:24}{one.mean:>12.1f}{one.slope:>12.2f}"
-            f"{2 * one.error:>10.2f}{one.bound:>10.2f}  {'flat' if one.flat else 'NOT FLAT'}"
-        )
 
 
 def main() -> int:

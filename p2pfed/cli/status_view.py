@@ -4,7 +4,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from p2pfed.daemon.status import NeighbourStatus, Status, shown_path
+from p2pfed.daemon.status import NeighbourStatus, ResourceStatus, Status, shown_path
 
 STATE_STYLES = {"connected": "green", "refused": "red", "dialling": "yellow", "waiting": "yellow"}
 
@@ -13,9 +13,12 @@ PIPE_COLUMNS = 160  # where the output is no terminal, nothing is cut
 
 
 def wide_console() -> Console:
-    """A console whose tables are not cut where nobody looks at a screen."""
-    console = Console()
-    return console if console.is_terminal else Console(width=PIPE_COLUMNS)
+    """A console whose tables are not cut where nobody looks at a screen, and which takes a reason
+    with ``[/bold]`` or ``:skull:`` in it as it stands."""
+    console = Console(markup=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(markup=False, emoji=False, width=PIPE_COLUMNS)
+    return console
 
 
 def render(status: Status) -> RenderableType:
@@ -46,7 +49,16 @@ def _header(status: Status) -> Table:
             "traffic",
             f"{size(status.totals.bytes_sent)} sent, {size(status.totals.bytes_received)} received",
         ),
+        ("daemon", _resources(status.resources)),
     ]
+    if status.relay is not None:
+        relay = status.relay
+        rows.append(
+            (
+                "relaying",
+                f"{relay.circuits} circuits of others, {size(relay.carried_bytes)} carried",
+            )
+        )
     for label, text in rows:
         table.add_row(Text(label, style="bold"), text)
     return table
@@ -64,6 +76,15 @@ def _trainer(status: Status) -> str:
     if trainer.restarts:
         text += f", restarted {trainer.restarts} times"
     return text
+
+
+def _resources(used: ResourceStatus) -> str:
+    parts = [f"{used.tasks} tasks", f"{size(used.database_bytes)} database"]
+    if used.memory_bytes is not None:
+        parts.insert(0, f"{size(used.memory_bytes)} memory")
+    if used.open_files is not None:
+        parts.append(f"{used.open_files} open files")
+    return ", ".join(parts)
 
 
 def neighbour_table(neighbours: list[NeighbourStatus]) -> Table:

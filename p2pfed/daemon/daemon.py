@@ -30,6 +30,7 @@ from p2pfed.daemon.outbox import Outbox
 from p2pfed.daemon.probing import Probing
 from p2pfed.daemon.relaying import Relaying, announced_addresses, terms_of
 from p2pfed.daemon.reloading import Reload, read_again
+from p2pfed.daemon.resources import set_aside_what_stays
 from p2pfed.daemon.round_work import RoundWork
 from p2pfed.daemon.runtime import Runtime
 from p2pfed.daemon.status import Status
@@ -163,6 +164,7 @@ class Daemon:
                 nursery.start_soon(self._relaying.run)
             await self._start_mdns(nursery)
             nursery.start_soon(self._run_rounds, nursery.cancel_scope)
+            nursery.start_soon(self._set_aside_what_stays)
             notify("READY=1", f"STATUS=round {self._runtime.engine.round_number}")
             log.info(
                 "daemon started",
@@ -172,6 +174,13 @@ class Daemon:
                 addresses=list(self._transport.listen_addresses),
                 topology=self.topology.digest.hex()[:12],
             )
+
+    async def _set_aside_what_stays(self) -> None:
+        """Once when everything is built, and again when the first round has loaded its kernels."""
+        set_aside_what_stays()
+        while self._runtime.rounds_done == 0:
+            await self._change.wait()
+        set_aside_what_stays()
 
     async def _start_mdns(self, nursery: trio.Nursery) -> None:
         """Find members on the local network, unless the site is on loopback alone."""

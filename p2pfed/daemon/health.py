@@ -20,6 +20,16 @@ def _own(status: Status) -> list[HealthLine]:
         lines.append(
             HealthLine("error", f"the trainer is {status.trainer.state}: {reason}", "p2pfed log")
         )
+    elif status.trainer.stands_still:
+        lines.append(
+            HealthLine(
+                "error",
+                f"the trainer stands still: process {status.trainer.pid} has said nothing for "
+                f"{status.trainer.silent_seconds:.0f} s, much longer than is usual; end it with "
+                f"kill -9 {status.trainer.pid}, and another is started",
+                "p2pfed log",
+            )
+        )
     elif status.trainer.last_error and status.round.phase == "training":
         lines.append(
             HealthLine("error", f"training fails: {status.trainer.last_error}", "p2pfed log")

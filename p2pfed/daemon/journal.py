@@ -4,13 +4,14 @@ A write-ahead log and ``synchronous=FULL`` make it so (sqlite.org/pragma.html#pr
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from p2pfed.daemon.durable_files import naming
 from p2pfed.errors import DamagedStateError, RemoteProtocolError, StoreError
+from p2pfed.protocol.header import SignedHeader
 
 SCHEMA_VERSION = 2
 BUSY_TIMEOUT_SECONDS = 10.0
@@ -138,6 +139,14 @@ class Journal:
                     self._database.execute("ROLLBACK")
                 raise
 
+    def size_bytes(self) -> int:
+        """What it takes on the disk, the write-ahead log included; 0 where that cannot be told."""
+        try:
+            log = self._path.with_name(f"{self._path.name}-wal")
+            return self._path.stat().st_size + log.stat().st_size
+        except OSError:
+            return 0  # what is wrong with the disk, the next commit says
+
     def rows(self, query: str, *values: object) -> list[Any]:
         with self.naming():
             return self._database.execute(query, values).fetchall()
@@ -145,3 +154,32 @@ class Journal:
     def close(self) -> None:
         with self.naming():
             self._database.close()
+
+
+def keep_headers(
+    database: sqlite3.Connection, headers: Mapping[tuple[bytes, int], SignedHeader]
+) -> None:
+    """Make the table hold ``headers``, in their order. All but those of a round are there already:
+    thousands, in a large federation. A signature stands for what it signs."""
+    stored = {
+        (sender, round_number): signature
+        for sender, round_number, signature in database.execute(
+            "SELECT sender, round_number, signature FROM headers"
+        )
+    }
+    gone = [
+        key
+        for key, signature in stored.items()
+        if key not in headers or headers[key].signature != signature
+    ]
+    database.executemany("DELETE FROM headers WHERE sender = ? AND round_number = ?", gone)
+    for key in gone:
+        del stored[key]
+    database.executemany(
+        "INSERT INTO headers VALUES (?, ?, ?, ?)",
+        [
+            (*key, signed.encoded, signed.signature)
+            for key, signed in headers.items()
+            if key not in stored
+        ],
+    )

@@ -17,7 +17,7 @@ import trio
 
 from p2pfed.daemon import libp2p_relay_messages as wire
 from p2pfed.daemon.libp2p_relay_messages import Status
-from p2pfed.daemon.transport import ConnectionPath, RelayTerms, Stream
+from p2pfed.daemon.transport import ConnectionPath, RelayedTraffic, RelayTerms, Stream
 from p2pfed.errors import MalformedMessageError, TransportError
 
 log = structlog.get_logger(__name__)
@@ -107,11 +107,16 @@ class CircuitRelay:
         self._limit = wire.limit_of(terms.circuit_seconds, terms.circuit_bytes)
         self._reserved_until_seconds: dict[str, float] = {}
         self._circuits_of: Counter[str] = Counter()
+        self._circuits_opened = 0
+        self._carried_bytes = 0
 
     @property
     def circuits(self) -> int:
         """How many are open."""
         return self._circuits_of.total() // 2
+
+    def traffic(self) -> RelayedTraffic:
+        return RelayedTraffic(self.circuits, self._circuits_opened, self._carried_bytes)
 
     async def handle(self, stream: Stream) -> None:
         """The handler of the hop protocol.
@@ -218,6 +223,7 @@ class CircuitRelay:
 
     async def _carry(self, circuit: _Circuit) -> None:
         near, far = circuit.ends
+        self._circuits_opened += 1
         log.info("circuit opened", source=near.peer_id, target=far.peer_id)
         with circuit.scope:
             circuit.scope.deadline = trio.current_time() + self._terms.circuit_seconds
@@ -243,6 +249,7 @@ class CircuitRelay:
                 with trio.fail_after(self._stall_seconds):
                     await sink.send_all(piece)
                 circuit.carried_bytes += len(piece)
+                self._carried_bytes += len(piece)
                 if not left_bytes:
                     circuit.end("it carried as much as this site allows")
                     return

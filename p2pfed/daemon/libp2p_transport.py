@@ -39,12 +39,15 @@ from p2pfed.daemon.transport import (
     ConnectionObserver,
     ConnectionPath,
     Direction,
+    RelayedTraffic,
     RelayTerms,
     Stream,
     StreamHandler,
     Transport,
 )
 from p2pfed.errors import TransportError
+from p2pfed.protocol import limits
+from p2pfed.protocol.texts import printable
 from p2pfed.topology.file import relay_of
 
 log = structlog.get_logger(__name__)
@@ -72,6 +75,7 @@ class _Libp2pStream(Stream):
         self._stream = stream
         # The library's stream only adds a state of its own, and three locks a read.
         self._bytes = stream.muxed_stream
+        self._is_circuit = protocol in (HOP_PROTOCOL, STOP_PROTOCOL)  # which counts for others
         self.ended = False
 
     async def send_all(self, data: bytes | memoryview) -> None:
@@ -83,7 +87,8 @@ class _Libp2pStream(Stream):
                     await self._bytes.write(piece)
                 except _STREAM_FAILURES as error:
                     raise TransportError(_reason(error)) from error
-            self._transport.sent[self.peer_id] += len(piece)
+            if not self._is_circuit:
+                self._transport.sent[self.peer_id] += len(piece)
 
     async def receive_some(self, max_bytes: int = READ_BYTES) -> bytes:
         try:
@@ -92,7 +97,9 @@ class _Libp2pStream(Stream):
             return b""
         except _STREAM_FAILURES as error:
             raise TransportError(_reason(error)) from error
-        self._transport.received[self.peer_id] += len(data)
+        self._transport.arrived[self.peer_id] += len(data)
+        if not self._is_circuit:
+            self._transport.received[self.peer_id] += len(data)
         return data
 
     async def close(self) -> None:
@@ -154,6 +161,8 @@ class Libp2pTransport(Transport):
         self._nursery: trio.Nursery | None = None
         self.sent: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
+        self.arrived: Counter[str] = Counter()  # received, in circuits as well
+        self._relay: CircuitRelay | None = None
         self.listen_addresses: tuple[str, ...] = ()
 
     def _is_member(self, peer_id: str) -> bool:
@@ -278,8 +287,8 @@ class Libp2pTransport(Transport):
             ) from error
 
     def relay_for_others(self, terms: RelayTerms) -> None:
-        relay = CircuitRelay(self, terms, self._is_member, self._stall_seconds)
-        self.set_handler(HOP_PROTOCOL, relay.handle)
+        self._relay = CircuitRelay(self, terms, self._is_member, self._stall_seconds)
+        self.set_handler(HOP_PROTOCOL, self._relay.handle)
 
     async def reserve(self, relay: str, timeout_seconds: float) -> None:
         with trio.move_on_after(timeout_seconds) as limit:
@@ -346,6 +355,12 @@ class Libp2pTransport(Transport):
 
     def bytes_received(self, peer_id: str) -> int:
         return self.received[peer_id]
+
+    def bytes_arrived(self, peer_id: str) -> int:
+        return self.arrived[peer_id]
+
+    def relayed(self) -> RelayedTraffic | None:
+        return self._relay.traffic() if self._relay is not None else None
 
     @contextmanager
     def stamped(self, connection: SwarmConn | None) -> Iterator[None]:
@@ -460,10 +475,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause in one line."""
+    """The innermost cause in one line; the library quotes what the other end sent."""
     *_, innermost = _causes(error)
     text = str(innermost).strip().splitlines()
-    return text[0] if text else type(innermost).__name__
+    return printable(text[0], limits.MAX_TEXT_CHARACTERS) if text else type(innermost).__name__
 
 
 def _dial_failure(error: BaseException) -> str:

@@ -532,7 +532,7 @@ class Links:
             due = trio.current_time() + HEARTBEAT_SECONDS
             await trio.sleep_until(due)
             link.excuse(trio.current_time() - due)
-            received = self._transport.bytes_received(link.peer_id)
+            received = self._transport.bytes_arrived(link.peer_id)
             if received != link.received_bytes:
                 link.received_bytes = received
                 link.heard_at_seconds = trio.current_time()

@@ -11,8 +11,11 @@ from typing import Any, TextIO, cast
 
 import structlog
 
+from p2pfed.protocol.texts import printable
+
 KEPT_LINES = 2000
 MAX_LINE_CHARACTERS = 4000
+MAX_QUOTED_CHARACTERS = 1000  # of what a library says
 MAX_RENDERED_BYTES = 64
 SECRET_WORDS = ("secret", "seed", "private", "password", "token", "payload_key")
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -96,9 +99,9 @@ def configure(level: str, style: str, recent: RecentLines) -> None:
 
 
 class _ToStructlog(logging.Handler):
-    """What libraries log through the standard library joins the same stream."""
+    """What libraries log through the standard library joins the same stream. They may quote what
+    a stranger sent."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        structlog.get_logger().log(
-            max(record.levelno, logging.INFO), record.getMessage(), library=record.name
-        )
+        message = printable(record.getMessage(), MAX_QUOTED_CHARACTERS)
+        structlog.get_logger().log(max(record.levelno, logging.INFO), message, library=record.name)

@@ -73,7 +73,10 @@ def decode_text(text: bytes) -> Iterator[tuple[str, str]]:
         start += 1 + text[start]
         if not string.startswith(KEY) or not string.isascii():
             continue
-        address, separator, peer_id = string[len(KEY) :].decode("ascii").partition("/p2p/")
+        entry = string[len(KEY) :].decode("ascii")
+        if not entry.isprintable():
+            continue  # the zone of an address (RFC 4007) may be any text, and addresses are logged
+        address, separator, peer_id = entry.partition("/p2p/")
         if separator and peer_id.isalnum() and _is_local(address):
             yield peer_id, address
 

@@ -44,6 +44,8 @@ class StatusCollector(Collector):
         for phase, value in status.round.last_seconds.items():
             seconds.add_metric([phase], value)
         yield seconds
+        yield from _resources(status)
+        yield from _relay(status)
         yield from self._neighbours(status)
 
     @staticmethod
@@ -68,6 +70,30 @@ class StatusCollector(Collector):
             sent.add_metric(labels, neighbour.bytes_sent)
             received.add_metric(labels, neighbour.bytes_received)
         yield from (up, unreachable, trip, sent, received)
+
+
+def _resources(status: Status) -> Iterator[Metric]:
+    used = status.resources
+    for name, text, value in (
+        ("tasks", "Tasks of the daemon's event loop that are alive.", used.tasks),
+        ("open_files", "Open file descriptors of the daemon.", used.open_files),
+        ("memory_bytes", "Resident memory of the daemon.", used.memory_bytes),
+        ("database_bytes", "Size of the round journal with its log.", used.database_bytes),
+    ):
+        if value is not None:
+            yield _gauge(name, text, value)
+
+
+def _relay(status: Status) -> Iterator[Metric]:
+    if status.relay is None:
+        return
+    yield _gauge("relay_circuits", "Circuits carried for others now.", status.relay.circuits)
+    yield _counter(
+        "relay_circuits_opened", "Circuits opened for others.", status.relay.circuits_opened
+    )
+    yield _counter(
+        "relay_carried_bytes", "Bytes carried for others, each once.", status.relay.carried_bytes
+    )
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

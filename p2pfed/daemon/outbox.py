@@ -4,8 +4,9 @@ A slow neighbour delays nobody else. What cannot be delivered is dropped after a
 the neighbour sees at the next hello or the next offer that it misses something, and asks.
 """
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import structlog
 import trio
@@ -27,6 +28,27 @@ ATTEMPTS = 3
 FIRST_RETRY_SECONDS = 0.5  # doubled at each further attempt
 
 
+class _Lane:
+    """What is to be sent to one neighbour, and the task that sends it.
+
+    :param former: of the same peer before it was forgotten; it may still be sending.
+    """
+
+    def __init__(self, former: "_Lane | None") -> None:
+        self.queue, self.source = trio.open_memory_channel[Sendable](QUEUED_ENVELOPES)
+        self.closed = False
+        self.ended = trio.Event()
+        self.former = former
+
+    def close(self) -> Iterator[Sendable]:
+        """Take nothing more; gives back what was not begun."""
+        self.closed = True
+        self.queue.close()
+        with contextlib.suppress(trio.EndOfChannel):
+            while True:
+                yield self.source.receive_nowait()
+
+
 class Outbox:
     """The sending side of one daemon.
 
@@ -45,7 +67,7 @@ class Outbox:
         self._identity = identity
         self._on_sent = on_sent
         self._snapshots: Counter[str] = Counter()  # queued or under way, by peer id
-        self._queues: dict[str, trio.MemorySendChannel[Sendable]] = {}
+        self._lanes: dict[str, _Lane] = {}
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -56,15 +78,14 @@ class Outbox:
 
     def send(self, peer_id: str, item: Sendable) -> None:
         """Queue ``item`` for a linked neighbour; a full queue drops it and says so."""
-        queue = self._queues.get(peer_id)
-        if queue is None:
+        lane = self._lanes.get(peer_id)
+        if lane is None or lane.closed:
             assert self._nursery is not None  # noqa: S101 - run() has started
-            queue, source = trio.open_memory_channel[Sendable](QUEUED_ENVELOPES)
-            self._queues[peer_id] = queue
-            self._nursery.start_soon(self._serve, peer_id, source)
+            lane = self._lanes[peer_id] = _Lane(former=lane)
+            self._nursery.start_soon(self._serve, peer_id, lane)
         self._snapshots[peer_id] += item.throw_away
         try:
-            queue.send_nowait(item)
+            lane.queue.send_nowait(item)
         except trio.WouldBlock:
             log.warning("outbox full", peer=peer_id, round=item.signed.header.round_number)
             self._done(peer_id, item)
@@ -74,18 +95,25 @@ class Outbox:
         return self._snapshots[peer_id] > 0
 
     def forget(self, peer_id: str) -> None:
-        """Stop sending to a peer that is no neighbour any more."""
-        queue = self._queues.pop(peer_id, None)
-        if queue is not None:
-            queue.close()
+        """Stop sending to a peer that is no neighbour any more; a transfer under way ends."""
+        lane = self._lanes.get(peer_id)
+        if lane is not None and not lane.closed:
+            for item in lane.close():
+                self._done(peer_id, item)
 
-    async def _serve(self, peer_id: str, source: trio.MemoryReceiveChannel[Sendable]) -> None:
-        async with source:
-            async for item in source:
+    async def _serve(self, peer_id: str, lane: _Lane) -> None:
+        if lane.former is not None:
+            await lane.former.ended.wait()
+            lane.former = None
+        async with lane.source:
+            async for item in lane.source:
                 try:
                     await self._send_with_retries(peer_id, item)
                 finally:
                     self._done(peer_id, item)
+        lane.ended.set()
+        if self._lanes.get(peer_id) is lane:
+            del self._lanes[peer_id]
 
     async def _send_with_retries(self, peer_id: str, item: Sendable) -> None:
         pause_seconds = FIRST_RETRY_SECONDS

@@ -126,7 +126,7 @@ class Probing:
 
     def _tick(self) -> None:
         for name, peer_id in self._peer_ids.items():
-            received = self._transport.bytes_received(peer_id)
+            received = self._transport.bytes_arrived(peer_id)
             if received != self._bytes.get(name, 0):
                 self._bytes[name] = received
                 self._tell(Heard(name))

@@ -59,6 +59,9 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True)
 class TrainerReport:
+    """``silent_seconds`` since the last sign of life under a request; ``patience_seconds`` of
+    silence are usual there. Both are None while the trainer is asked for nothing."""
+
     state: str
     pid: int | None
     device: str | None
@@ -69,6 +72,14 @@ class TrainerReport:
     samples_per_second: float | None
     training_records: int
     holdout_records: int
+    silent_seconds: float | None = None
+    patience_seconds: float | None = None
+
+    @property
+    def stands_still(self) -> bool:
+        if self.silent_seconds is None or self.patience_seconds is None:
+            return False
+        return self.silent_seconds > self.patience_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +126,29 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayStatus:
+    """What this site carries for others; ``carried_bytes`` counts each byte once."""
+
+    circuits: int
+    circuits_opened: int
+    carried_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceStatus:
+    """What the daemon uses, its trainer not included; None where the system does not say.
+
+    ``tasks`` are those of trio that are alive; ``database_bytes`` is the size of the round journal
+    on the disk, its write-ahead log included, as of the last commit.
+    """
+
+    tasks: int
+    open_files: int | None
+    memory_bytes: int | None
+    database_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class HealthLine:
     """A problem and the command to run next."""
 
@@ -137,6 +171,8 @@ class Status:
     trainer: TrainerReport
     neighbours: list[NeighbourStatus]
     totals: Totals
+    resources: ResourceStatus
+    relay: RelayStatus | None = None
     storage_error: str | None = None
     local_health: LocalHealthStatus = LocalHealthStatus()
     health: list[HealthLine] = field(default_factory=list)
@@ -154,7 +190,8 @@ class Status:
         """Read what ``to_json`` wrote; keys of a newer daemon that are unknown are ignored."""
         values = {"local_health": {}, **document}
         for name, kind in _TABLES.items():
-            values[name] = _known(kind, values[name])
+            if values.get(name) is not None:
+                values[name] = _known(kind, values[name])
         for name, kind in _LISTS.items():
             values[name] = [_known(kind, item) for item in values[name]]
         result: Status = _known(cls, values)
@@ -181,5 +218,7 @@ _TABLES: dict[str, Any] = {
     "trainer": TrainerReport,
     "totals": Totals,
     "local_health": LocalHealthStatus,
+    "resources": ResourceStatus,
+    "relay": RelayStatus,
 }
 _LISTS: dict[str, Any] = {"neighbours": NeighbourStatus, "health": HealthLine}

@@ -10,11 +10,13 @@ from p2pfed.daemon.health import health_of
 from p2pfed.daemon.link_state import LinkState
 from p2pfed.daemon.links import Links
 from p2pfed.daemon.probing import Probing
+from p2pfed.daemon.resources import resources_used
 from p2pfed.daemon.runtime import NeighbourCounts, Runtime
 from p2pfed.daemon.status import (
     LocalHealthStatus,
     ModelStatus,
     NeighbourStatus,
+    RelayStatus,
     RoundStatus,
     SiteStatus,
     Status,
@@ -71,6 +73,8 @@ class StatusBuilder:
                 self._neighbour(name) for name in self.topology.all_neighbours(self._site.file.name)
             ],
             totals=self._totals(),
+            resources=resources_used(self._runtime.store.database_bytes),
+            relay=self._relay(),
             storage_error=self._storage_error(),
             local_health=LocalHealthStatus(
                 self._probing.local_health_score, round(self._probing.lag_seconds, 3)
@@ -129,6 +133,9 @@ class StatusBuilder:
     def _trainer_report(self) -> TrainerReport:
         status, ready = self._trainer.status, self._trainer.ready
         progress = status.progress
+        silent_seconds = None
+        if status.heard_at_seconds is not None:
+            silent_seconds = round(trio.current_time() - status.heard_at_seconds, 3)
         return TrainerReport(
             state=status.state,
             pid=status.pid,
@@ -140,6 +147,8 @@ class StatusBuilder:
             samples_per_second=progress.samples_per_second if progress else None,
             training_records=ready.training_records,
             holdout_records=ready.holdout_records,
+            silent_seconds=silent_seconds,
+            patience_seconds=status.patience_seconds,
         )
 
     def _neighbour(self, name: str) -> NeighbourStatus:
@@ -183,6 +192,12 @@ class StatusBuilder:
         relay = relay_of(link.address) if link.address is not None else None
         peer = self.topology.peer_by_id(relay) if relay is not None else None
         return peer.name if peer is not None else relay
+
+    def _relay(self) -> RelayStatus | None:
+        traffic = self._transport.relayed()
+        if traffic is None:
+            return None
+        return RelayStatus(traffic.circuits, traffic.circuits_opened, traffic.carried_bytes)
 
     def _totals(self) -> Totals:
         peers = [

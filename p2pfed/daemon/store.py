@@ -34,7 +34,7 @@ from p2pfed.daemon.durable_files import (
     naming,
     sync_directory,
 )
-from p2pfed.daemon.journal import REMEDY, SCHEMA_VERSION, Journal
+from p2pfed.daemon.journal import REMEDY, SCHEMA_VERSION, Journal, keep_headers
 from p2pfed.daemon.recovery import (
     Generation,
     ciphertext_is_intact,
@@ -69,6 +69,7 @@ class StoredReplica:
 class Store:
     """A site's state directory.
 
+    :ivar database_bytes: size of the journal as of the last commit, its log included.
     :raises StoreError: the directory is unusable, held by another daemon, or belongs to
         another federation.
     """
@@ -91,6 +92,7 @@ class Store:
         except BaseException:
             os.close(self._lock)
             raise
+        self.database_bytes = self._journal.size_bytes()
 
     @property
     def spool(self) -> Path:
@@ -179,18 +181,6 @@ class Store:
     def vector(self, digest: bytes, dimension: int) -> npt.NDArray[np.float32]:
         """A stored vector, mapped read-only, shape ``(dimension,)``."""
         return map_vector(self._vector_path(digest), dimension)
-
-    def checked_vector(self, digest: bytes, dimension: int) -> npt.NDArray[np.float32]:
-        """As ``vector``, but its content is read and checked first.
-
-        :raises DamagedStateError: it is not what its name says.
-        """
-        vector = self.vector(digest, dimension)
-        if vector_digest(vector) != digest:
-            raise DamagedStateError(
-                f"{self._vector_path(digest)}: its content does not match its name"
-            )
-        return vector
 
     def _vector_path(self, digest: bytes) -> Path:
         return self._vectors / f"{digest.hex()}.f32"
@@ -356,14 +346,7 @@ class Store:
                 "INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?, ?, ?)",
                 [(site, stored.slot, *astuple(stored.state)) for site, stored in replicas.items()],
             )
-            database.execute("DELETE FROM headers")
-            database.executemany(
-                "INSERT INTO headers VALUES (?, ?, ?, ?)",
-                [
-                    (sender, round_number, signed.encoded, signed.signature)
-                    for (sender, round_number), signed in headers.items()
-                ],
-            )
+            keep_headers(database, headers)
             round_number = generation.round_number - 1
             database.execute(
                 "INSERT OR REPLACE INTO history VALUES (?, ?)",
@@ -373,6 +356,7 @@ class Store:
                 "DELETE FROM history WHERE round_number <= ?",
                 (round_number - KEPT_HISTORY_ROUNDS,),
             )
+        self.database_bytes = self._journal.size_bytes()
         self.collect_garbage()
 
     def _add_generation(self, database: sqlite3.Connection, generation: Generation) -> None:
@@ -419,8 +403,8 @@ class Store:
         return found[0] if found else None
 
     def headers(self) -> list[SignedHeader]:
-        """The members' headers that were heard of in recent rounds."""
-        return self._signed("SELECT header, signature FROM headers")
+        """The members' headers that were heard of in recent rounds, as they came in."""
+        return self._signed("SELECT header, signature FROM headers ORDER BY rowid")
 
     def _signed(self, query: str) -> list[SignedHeader]:
         rows = self._journal.rows(query)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import trio
 
+from p2pfed.daemon.trainer_pace import TrainerPace
 from p2pfed.daemon.trainer_process import ReplyT, TrainerProcess, start_trainer_process
 from p2pfed.errors import ConfigurationError, P2pfedError, TrainerDiedError, TrainingError
 from p2pfed.protocol.digests import vector_digest
@@ -31,6 +32,9 @@ class TrainerStatus:
     :ivar restarts: how often it has been started again since the daemon began.
     :ivar last_error: why it last ended or failed to answer; None while all is well.
     :ivar progress: of the round under way, None between rounds.
+    :ivar heard_at_seconds: last sign of life under the request under way, on trio's clock; None
+        while it is asked for nothing.
+    :ivar patience_seconds: for how long it may be silent now before it counts as standing still.
     """
 
     state: TrainerState = "starting"
@@ -39,6 +43,8 @@ class TrainerStatus:
     pid: int | None = None
     device: str | None = None
     progress: frames.Progress | None = None
+    heard_at_seconds: float | None = None
+    patience_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,7 @@ class Trainer:
         self._start_error: P2pfedError | None = None
         self._stopped = False
         self._failures_in_a_row = 0
+        self._pace = TrainerPace()
 
     async def run(
         self, *, task_status: trio.TaskStatus[frames.Ready] = trio.TASK_STATUS_IGNORED
@@ -174,8 +181,11 @@ class Trainer:
             process = await self._running_process()
             if isinstance(request, frames.Train):
                 self._show(state="training")
+            self._pace.asked(request, trio.current_time())
+            self._show_pace()
             try:
                 reply = await process.request(request, counterpart, self._note_progress)
+                self._pace.answered(trio.current_time())
             except trio.Cancelled:
                 process.kill("its request was called off")
                 self._lose(process)
@@ -188,6 +198,9 @@ class Trainer:
             except (ConfigurationError, TrainingError) as error:
                 self._show(state="idle", last_error=str(error), progress=None)
                 raise
+            finally:
+                self._pace.over()
+                self._show_pace()
             self._failures_in_a_row = 0
             self._show(state="idle", last_error=None, progress=None)
             return reply
@@ -259,7 +272,7 @@ class Trainer:
             self._start_error = error
         else:
             self._start_error = None
-            self._process = process
+            self._process, self._pace = process, TrainerPace()
             self._show(state="idle", last_error=None, device=opened.ready.device)
             self._start_decided.set()
             first, self._opened = self._opened is None, opened
@@ -310,8 +323,15 @@ class Trainer:
             self._show(state="restarting", pid=None, progress=None)
 
     def _note_progress(self, progress: frames.Progress) -> None:
+        self._pace.progressed(progress, trio.current_time())
         self._show(progress=progress)
+        self._show_pace()
         self._on_progress(progress)
+
+    def _show_pace(self) -> None:
+        heard_at_seconds = self._pace.heard_at_seconds
+        patience_seconds = self._pace.patience_seconds if heard_at_seconds is not None else None
+        self._show(heard_at_seconds=heard_at_seconds, patience_seconds=patience_seconds)
 
     def _show(self, **changes: Any) -> None:
         self.status = replace(self.status, **changes)

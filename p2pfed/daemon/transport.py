@@ -49,6 +49,20 @@ class RelayTerms:
     bytes_per_second: float
 
 
+@dataclass(frozen=True, slots=True)
+class RelayedTraffic:
+    """What this site carries for others as a relay.
+
+    :ivar circuits: open now.
+    :ivar circuits_opened: since the daemon began.
+    :ivar carried_bytes: in both directions; each counts once, though it came in and went out.
+    """
+
+    circuits: int
+    circuits_opened: int
+    carried_bytes: int
+
+
 class Stream(abc.ABC):
     """One bidirectional byte stream with an authenticated peer.
 
@@ -155,7 +169,21 @@ class Transport(abc.ABC):
         """How the peer is connected, or None."""
 
     @abc.abstractmethod
-    def bytes_sent(self, peer_id: str) -> int: ...
+    def bytes_sent(self, peer_id: str) -> int:
+        """On streams between this peer and ``peer_id``, whoever carries them.
+
+        Every byte counts for one peer: of a circuit it is the one at its far end, and neither the
+        relay at its ends nor the ends at the relay, which has ``relayed``.
+        """
 
     @abc.abstractmethod
-    def bytes_received(self, peer_id: str) -> int: ...
+    def bytes_received(self, peer_id: str) -> int:
+        """As ``bytes_sent``."""
+
+    def bytes_arrived(self, peer_id: str) -> int:
+        """Whatever its connection brought, circuits included: a sign of life as it grows."""
+        return self.bytes_received(peer_id)
+
+    def relayed(self) -> RelayedTraffic | None:
+        """What is carried for others; None where this peer does not relay."""
+        return None

@@ -5,6 +5,7 @@ from typing import Any
 
 from p2pfed.errors import MalformedMessageError
 from p2pfed.protocol import limits
+from p2pfed.protocol.texts import printable
 
 
 class FieldReader:
@@ -40,10 +41,12 @@ class FieldReader:
         return value
 
     def text(self, most: int = limits.MAX_TEXT_CHARACTERS) -> str:
+        """A text as :func:`printable` shows it, which leaves a known word alone, and makes none
+        of what is not one."""
         value = self._next()
         if type(value) is not str or len(value) > most:
             raise self._fail(f"text of at most {most} characters")
-        return value
+        return printable(value, most)
 
     def exact_bytes(self, length: int) -> bytes:
         value = self._next()
@@ -67,6 +70,7 @@ class FieldReader:
         return value
 
     def texts(self, most: int, most_characters: int) -> tuple[str, ...]:
+        """Each as :meth:`text` gives it."""
         value = self._next()
         if (
             not isinstance(value, list)
@@ -74,4 +78,4 @@ class FieldReader:
             or any(type(text) is not str or len(text) > most_characters for text in value)
         ):
             raise self._fail(f"at most {most} texts of {most_characters} characters")
-        return tuple(value)
+        return tuple(printable(text, most_characters) for text in value)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from p2pfed.protocol.codecs import get_codec
 from p2pfed.rules_catalogue import RULES, asks_for_b, describe, tolerates
+from p2pfed.topology.cuts import CutEdge, cut_edges, cut_sites
 from p2pfed.topology.file import Peer, relay_of
 from p2pfed.topology.resilience import (
     BREAKDOWN_FRACTION,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 REPORT_SCHEMA_VERSION = 1
 HEADER_BYTES = 800  # of an offer beside its payload: header, signature, digests, wrapped key
 LISTED_SITES = 6  # a warning names no more
+LISTED_EDGES = 4  # a warning each, no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class CheckReport:
     ``algebraic_connectivity``, ``byzantine_limit`` (Byzantine neighbours a site from which no
     rule has a guarantee) and ``hostile_sites`` are theory of a graph that stays: None where it
     varies with the round. ``weak_sites``: cut vertices, and those with fewest neighbours.
+    ``cut_edges``: those without which the graph falls apart.
     """
 
     federation: str
@@ -80,6 +83,7 @@ class CheckReport:
     byzantine_neighbours: int
     sites: tuple[SiteReport, ...]
     weak_sites: tuple[str, ...]
+    cut_edges: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -96,6 +100,7 @@ def check(topology: Topology, parameters: int | None = None) -> CheckReport:
     graphs = [topology.graph(number) for number in topology.examined_rounds]
     union = nx.compose_all(graphs)
     modulus = contraction_per_round([mixing_matrix(graph) for graph in graphs])
+    bridges = cut_edges(union)
     cut_vertices = set(nx.articulation_points(union))
     payload_bytes = _payload_bytes(topology, parameters)
     sites = tuple(
@@ -125,8 +130,9 @@ def check(topology: Topology, parameters: int | None = None) -> CheckReport:
         byzantine_neighbours=topology.file.aggregation.byzantine_neighbours,
         sites=sites,
         weak_sites=_weak_sites(sites),
+        cut_edges=tuple(cut.ends for cut in bridges),
         warnings=(
-            *_shape_warnings(topology, union, sites),
+            *_shape_warnings(topology, union, bridges),
             *_rule_warnings(topology, sites, mu2),
             *_relay_warnings(topology, sites),
             *_address_warnings(topology, union),
@@ -174,24 +180,49 @@ def _weak_sites(sites: Sequence[SiteReport]) -> tuple[str, ...]:
     )
 
 
-def _shape_warnings(
-    topology: Topology, union: "nx.Graph", sites: Sequence[SiteReport]
-) -> list[str]:
+def _shape_warnings(topology: Topology, union: "nx.Graph", bridges: Sequence[CutEdge]) -> list[str]:
     hub = _hub(union)
     if hub is not None:
         return [
             f"everybody depends on {hub}, the hub of a star: a server by another name; "
             "use a ring or an exponential graph"
         ]
+    robust = topology.file.aggregation.rule != "mean"
     warnings = [
-        f"{site.name} alone holds the graph together; add an edge around it"
-        for site in sites
-        if site.cut_vertex
+        _bridge_warning(cut, cut.remedy, robust) for cut in bridges[:LISTED_EDGES] if cut.remedy
     ]
-    if topology.file.graph.kind == "explicit" and not warnings:
-        ends = [site.name for site in sites if site.largest_degree == 1]
-        warnings += [f"{name} hangs on one neighbour; give it another" for name in ends]
+    if len(bridges) > LISTED_EDGES:
+        warnings.append(
+            f"{len(bridges) - LISTED_EDGES} more edges are each the only one between two parts of "
+            "the graph; a ring or an exponential graph has none"
+        )
+    warnings += [
+        f"{cut.name} alone holds the graph together: while it is down, the rest falls apart, and "
+        f"what it says of one part to the other nobody can check; add an edge around it, such as "
+        f"one between {' and '.join(cut.remedy)}"
+        for cut in cut_sites(union)
+    ]
     return warnings
+
+
+def _bridge_warning(cut: CutEdge, remedy: tuple[str, str], robust: bool) -> str:
+    near, far = cut.ends
+    if len(cut.smaller_side) == 1:
+        effect = f"{far} takes it for an outlier where its others agree, and it" if robust else "it"
+        return (
+            f"{near} hangs on {far} alone: {effect} learns nothing while {far} is away; give it "
+            f"more neighbours, such as {remedy[1]}"
+        )
+    effect = (
+        "a robust rule takes whoever is alone on the other side for an outlier, so the two sides "
+        "mix slowly or not at all"
+        if robust
+        else "all that the two sides learn from each other passes it, so they mix slowly"
+    )
+    return (
+        f"the edge between {near} and {far} alone joins {_some(cut.smaller_side)} to the rest: "
+        f"{effect}; add several across, such as one between {' and '.join(remedy)}"
+    )
 
 
 def _hub(union: "nx.Graph") -> str | None:
@@ -251,7 +282,7 @@ def _relay_warnings(topology: Topology, sites: Sequence[SiteReport]) -> list[str
     ]
 
 
-def _some(names: Sequence[str], count: int) -> str:
+def _some(names: Sequence[str], count: int | None = None) -> str:
     if len(names) == count:
         return "any site"
     more = f" and {len(names) - LISTED_SITES} more" if len(names) > LISTED_SITES else ""

@@ -192,7 +192,7 @@ def test_a_damaged_optimiser_is_replaced_by_the_one_before_or_a_fresh_one(root: 
     flip_a_bit(stopped.vector(before.optimiser))
     _, found, _ = stopped.recover()
     with stopped.opened() as store:
-        assert not store.checked_vector(found.optimiser, SETTING.dimension).any()
+        assert not store.vector(found.optimiser, SETTING.dimension).any()
     stopped.go_on()
 
 
@@ -210,7 +210,7 @@ def test_a_fresh_optimiser_that_is_damaged_is_made_anew(
     damage(path)
     assert store.recover(digest, zeros.size) == (path,)
     assert store.generation() == generation
-    np.testing.assert_array_equal(store.checked_vector(digest, zeros.size), zeros)
+    np.testing.assert_array_equal(store.vector(digest, zeros.size), zeros)
     assert store.recover(digest, zeros.size) == ()
     store.close()
 

@@ -141,7 +141,10 @@ def test_the_whole_command_line_against_a_running_daemon(pair: Federation) -> No
     assert done.returncode == 0, done.stderr
     assert "beta" in done.stdout
     assert "healthy" in done.stdout
-    assert json.loads(cli("status", "--json", *config).stdout)["schema_version"] == 1
+    document = json.loads(cli("status", "--json", *config).stdout)
+    assert document["schema_version"] == 1
+    assert min(document["resources"].values()) > 0
+    assert document["relay"] is None
     assert "connected" in cli("peers", *config).stdout
     assert " ms via /ip4/127.0.0.1" in cli("ping", "beta", "--count", "1", *config).stdout
     assert "round done" in cli("log", *config).stdout

@@ -41,7 +41,12 @@ def test_two_sites_that_nobody_can_dial_learn_together_through_a_third(walled: F
         assert status.healthy
         assert f"gamma (relayed, {direction(hospital, other)})" in ping(hospital, other)
         assert "(direct, outbound)" in ping(hospital, gamma)
-    assert [n.relay for n in gamma.until_round(3).neighbours] == [None, None]
+    carrying = gamma.until_round(3)
+    assert [n.relay for n in carrying.neighbours] == [None, None]
+    assert carrying.relay is not None
+    assert carrying.relay.circuits >= 1
+    assert carrying.relay.carried_bytes > 0
+    assert alpha.until_round(3).relay is None
     assert all("Traceback" not in hospital.log.read_text() for hospital in walled.hospitals)
     report = json.loads(netcheck(alpha).stdout)
     assert report["daemon_running"]

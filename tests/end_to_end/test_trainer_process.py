@@ -253,6 +253,34 @@ async def test_a_killed_trainer_is_replaced_and_repeats_the_round_byte_for_byte(
         assert result(unharmed) == after_the_kill
 
 
+async def test_a_stopped_trainer_is_silent_until_it_is_let_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing that this round does takes so long, and nobody waits for the real floor.
+    monkeypatch.setattr("p2pfed.daemon.trainer_pace.LEAST_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("p2pfed.daemon.trainer_pace.PATIENCE_FACTOR", 1.0)
+    heard = Heard()
+    async with running(tabular(tmp_path), heard) as trainer:
+        give(trainer)
+        assert trainer.status.heard_at_seconds is None
+        await trainer.train(0, LOCAL_STEPS)
+        assert trainer.status.heard_at_seconds is None
+        pid = trainer.status.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trainer.train, 1, LOCAL_STEPS)
+            await trio.testing.wait_all_tasks_blocked()
+            asked_at_seconds = trainer.status.heard_at_seconds
+            assert asked_at_seconds is not None
+            assert trainer.status.patience_seconds is not None
+            await trio.sleep_until(asked_at_seconds + 2 * trainer.status.patience_seconds)
+            assert trainer.status.heard_at_seconds == asked_at_seconds
+            os.kill(pid, signal.SIGCONT)
+        assert trainer.status.heard_at_seconds is None
+        assert trainer.status.restarts == 0
+
+
 async def test_a_restart_leaves_the_last_result_in_place(tmp_path: Path) -> None:
     heard = Heard()
     async with running(tabular(tmp_path), heard) as trainer:

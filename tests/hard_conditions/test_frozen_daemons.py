@@ -89,8 +89,14 @@ def test_a_stopped_trainer_holds_up_its_own_site_alone(three: Federation) -> Non
         assert status.round.phase in ("training", "committing")
         assert [one.state for one in status.neighbours] == ["connected", "connected"]
         until_said(beta, "alpha is")
+        line = until_said(alpha, "the trainer stands still")
+        assert f"kill -9 {trainer}" in line.problem
     finally:
         os.kill(trainer, signal.SIGCONT)
+    alpha.until(
+        "a trainer that is heard of",
+        lambda status: not any("stands still" in line.problem for line in status.health),
+    )
     goes_on(three.hospitals)
     nothing_broke(three)
     nobody_was_held_up((beta, gamma))

@@ -41,6 +41,7 @@ def test_what_is_announced_is_what_is_understood() -> None:
         b"dnsaddr=/ip4/10.0.0.1/tcp/443",
         b"dnsaddr=/ip4/fd00::2/tcp/443/p2p/12D3Koo",
         b"dnsaddr=/ip4/10.0.0.1/tcp/443/p2p/../etc",
+        b"dnsaddr=/ip6/fe80::1%\x1b[2J\n/tcp/7400/p2p/12D3Koo",  # a zone is any text
         b"\xff\xfe",
         b"",
     ],

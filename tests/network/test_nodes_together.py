@@ -80,7 +80,7 @@ async def test_three_nodes_learn_together_and_agree(
 def stored_model(store: Store) -> np.ndarray:
     generation = store.generation()
     assert generation is not None
-    return store.checked_vector(generation.model, target_of("a").shape[0])
+    return store.vector(generation.model, target_of("a").shape[0])
 
 
 async def test_asynchronous_nodes_go_on_without_one_that_trains_slowly_and_take_it_back(

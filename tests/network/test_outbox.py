@@ -287,6 +287,52 @@ async def test_a_snapshot_that_does_not_get_through_is_deleted_as_well(
         assert not site.outbox.has_snapshot(HIGH.peer_id)
 
 
+async def test_a_neighbour_that_was_forgotten_and_is_one_again_has_one_transfer_at_a_time(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with sending(tmp_path) as site:
+        under_way: list[int] = []
+
+        def count_transfers(stream: ScriptedStream, data: bytes) -> bytes:
+            if stream.transport is site.exchange.sender and stream not in opened:
+                opened.append(stream)
+                under_way.append(len(opened) - len(site.sent))
+            return data
+
+        opened: list[ScriptedStream] = []
+        site.exchange.network.on_send = count_transfers
+        site.cut()
+        site.send(1)
+        await trio.testing.wait_all_tasks_blocked()
+        stale = site.send(2, throw_away=True)
+        for sequence in (3, 5):
+            site.outbox.forget(HIGH.peer_id)
+            site.send(sequence)
+            site.send(sequence + 1)
+            await trio.testing.wait_all_tasks_blocked()
+        site.mend()
+        await site.until_sent(3)
+        await trio.testing.wait_all_tasks_blocked()
+        assert under_way == [1, 1, 1]
+        # What was under way ends; what was queued for the former neighbour does not go out.
+        assert site.sent_sequences == site.received_sequences == [1, 5, 6]
+        assert not stale.ciphertext.exists()
+        assert not site.outbox.has_snapshot(HIGH.peer_id)
+
+
+async def test_a_forgotten_neighbour_leaves_no_task_behind(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with sending(tmp_path) as site:
+        before = trio.lowlevel.current_statistics().tasks_living
+        for sequence in (1, 2):
+            site.send(sequence)
+            await site.until_sent(sequence)
+            site.outbox.forget(HIGH.peer_id)
+            await trio.testing.wait_all_tasks_blocked()
+        assert trio.lowlevel.current_statistics().tasks_living == before
+
+
 async def never_answer(_stream: Stream) -> None:
     await trio.sleep_forever()
 

@@ -31,6 +31,36 @@ async def test_two_closed_sites_talk_through_a_third() -> None:
         await assert_echoes(alpha, gamma)
 
 
+async def test_a_byte_counts_once_for_the_site_that_it_is_for() -> None:
+    count = 3_000_000
+    async with relayed() as triple:
+        alpha, beta, gamma = triple.sites
+        before = {site: site.transport.bytes_arrived(gamma.peer_id) for site in (alpha, beta)}
+        await assert_echoes(alpha, beta, count)
+        for site, other in ((alpha, beta), (beta, alpha)):
+            transport = site.transport
+            assert count <= transport.bytes_sent(other.peer_id) < 1.01 * count
+            assert count <= transport.bytes_received(other.peer_id) < 1.01 * count
+            for peer_id in (gamma.peer_id, site.peer_id):
+                assert transport.bytes_sent(peer_id) == transport.bytes_received(peer_id) == 0
+            # A relay that is busy with circuits is alive; what goes out to it says nothing.
+            assert count < transport.bytes_arrived(gamma.peer_id) - before[site] < 1.05 * count
+            assert gamma.transport.bytes_sent(site.peer_id) == 0
+            assert gamma.transport.bytes_received(site.peer_id) == 0
+            assert transport.relayed() is None
+        relayed_now = gamma.transport.relayed()
+        assert relayed_now is not None
+        assert (relayed_now.circuits, relayed_now.circuits_opened) == (1, 1)
+        assert 2 * count < relayed_now.carried_bytes < 2.05 * count  # there and back, sealed
+        await alpha.transport.drop(beta.peer_id, "the test")
+        await beta.recorder.wait("disconnected", alpha.peer_id)
+        await triple.dial(alpha, beta)
+        again = gamma.transport.relayed()
+        assert again is not None
+        assert again.circuits_opened == 2
+        assert again.carried_bytes > relayed_now.carried_bytes
+
+
 class Tap(Stream):
     """A stream at the relay, with a copy of all that it reads."""
 

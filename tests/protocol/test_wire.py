@@ -18,6 +18,7 @@ from p2pfed.protocol.certificates import (
     parse_certificate,
 )
 from p2pfed.protocol.evidence import HeaderLog, conflict, verify_equivocation
+from p2pfed.protocol.fields import FieldReader
 from p2pfed.protocol.header import Kind
 from p2pfed.protocol.messages import (
     Answer,
@@ -39,11 +40,19 @@ from p2pfed.protocol.messages import (
     decode_message,
     encode_message,
 )
+from p2pfed.protocol.texts import printable
 
 digests = st.binary(min_size=32, max_size=32)
 rounds = st.integers(0, limits.MAX_ROUND_NUMBER)
-texts = st.text(max_size=limits.MAX_TEXT_CHARACTERS)
-names = st.text(max_size=limits.MAX_NAME_CHARACTERS)
+
+
+def shown_texts(most: int) -> st.SearchStrategy[str]:
+    """What no receiver changes."""
+    return st.text(max_size=most).map(lambda text: printable(text, most))
+
+
+texts = shown_texts(limits.MAX_TEXT_CHARACTERS)
+names = shown_texts(limits.MAX_NAME_CHARACTERS)
 tokens = st.integers(0, 2**32 - 1)
 signatures = st.binary(min_size=64, max_size=64)
 encoded = st.binary(max_size=600)
@@ -114,6 +123,56 @@ def test_a_long_frame_is_refused_by_its_length_alone() -> None:
 def test_a_text_that_is_too_long_is_cut_by_its_sender() -> None:
     message = decode_message(encode_message(Goodbye("x" * 10_000))[4:])
     assert message == Goodbye("x" * limits.MAX_TEXT_CHARACTERS)
+
+
+@given(st.text(max_size=limits.MAX_TEXT_CHARACTERS))
+def test_no_text_of_another_reaches_a_log_or_a_terminal_as_more_than_one_plain_line(
+    said: str,
+) -> None:
+    for message in (Goodbye(said), Receipt(False, said), Refusal(RefusalCode.QUARANTINED, said)):
+        shown = decode_message(encode_message(message)[4:])
+        text = shown.reason if isinstance(shown, Goodbye) else shown.detail
+        assert text.isprintable()
+        assert len(text.splitlines()) <= 1
+        assert len(text) <= limits.MAX_TEXT_CHARACTERS
+        assert printable(text, limits.MAX_TEXT_CHARACTERS) == text
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("Datenträger voll: /srv/süd/ąćź 名古屋", "Datenträger voll: /srv/süd/ąćź 名古屋"),
+        ("gone\n2026-01-01 [error] equivocation", "gone\\n2026-01-01 [error] equivocation"),
+        ("\x1b[2J\x1b]0;owned\x07", "\\x1b[2J\\x1b]0;owned\\x07"),
+        ("\x9b31m", "\\x9b31m"),
+        ("all is \u202ellew", "all is \\u202ellew"),
+        ("1\u202f000 octets\xa0: plein", "1 000 octets : plein"),
+        ("a\u2028b\x00", "a\\u2028b\\x00"),
+        ("\U000e0041", "\\U000e0041"),
+    ],
+)
+def test_what_does_not_print_is_shown_as_an_escape(said: str, shown: str) -> None:
+    assert decode_message(encode_message(Goodbye(said))[4:]) == Goodbye(shown)
+
+
+def test_escapes_do_not_make_a_text_longer_than_its_bound() -> None:
+    shown = decode_message(encode_message(Goodbye("\x1b" * limits.MAX_TEXT_CHARACTERS))[4:])
+    assert shown == Goodbye("\\x1b" * (limits.MAX_TEXT_CHARACTERS // 4))
+
+
+@given(st.sampled_from(AnswerCode), st.data())
+def test_no_disguise_passes_for_a_known_word(code: AnswerCode, data: Any) -> None:
+    hidden = data.draw(st.characters(codec="utf-8").filter(lambda each: not each.isprintable()))
+    position = data.draw(st.integers(0, len(code)))
+    word = code[:position] + hidden + code[position:]
+    assert FieldReader("answer", [word], 1).text() not in set(AnswerCode)
+    with pytest.raises(MalformedMessageError):
+        decode_message(pack([10, word, 0, ""]))
+
+
+def test_addresses_are_shown_plainly_too() -> None:
+    record = parse_address_record(issue_address_record(ALICE, 5, ("/dns/\x1b[31m/tcp/1",)))
+    assert record.addresses == ("/dns/\\x1b[31m/tcp/1",)
 
 
 def test_a_certificate_is_its_owners_alone() -> None:

@@ -6,6 +6,8 @@ from typing import Any
 from p2pfed.daemon.status import (
     ModelStatus,
     NeighbourStatus,
+    RelayStatus,
+    ResourceStatus,
     RoundStatus,
     SiteStatus,
     Status,
@@ -52,5 +54,7 @@ def status(**changes: Any) -> Status:
         trainer=TrainerReport("idle", 2, "cpu", 0, None, None, None, None, 100, 50),
         neighbours=[neighbour()],
         totals=Totals(7, 1_500_000, 999, 21, 0, 0, 0),
+        resources=ResourceStatus(31, 17, 90_000_000, 65_536),
+        relay=RelayStatus(2, 5, 7_000_000),
     )  # fmt: skip
     return dataclasses.replace(sample, **changes)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import structlog
 
-from p2pfed.daemon.logs import KEPT_LINES, RecentLines, configure
+from p2pfed.daemon.logs import KEPT_LINES, MAX_QUOTED_CHARACTERS, RecentLines, configure
 from p2pfed.daemon.notify import notify, notify_reloading
 
 
@@ -57,6 +57,18 @@ def test_libraries_join_the_same_stream(captured: tuple[io.StringIO, RecentLines
     [line] = map(json.loads, stream.getvalue().splitlines())
     assert line["event"] == "careful 5"
     assert line["library"] == "some.library"
+
+
+def test_what_a_library_quotes_of_a_stranger_is_one_plain_line(
+    captured: tuple[io.StringIO, RecentLines],
+) -> None:
+    stream, _ = captured
+    logging.getLogger("some.library").warning(
+        "unknown protocol %s", "/x\x9b2J\u2028\n" + "y" * 10000
+    )
+    [line] = map(json.loads, stream.getvalue().splitlines())
+    assert line["event"].startswith("unknown protocol /x\\x9b2J\\u2028\\ny")
+    assert len(line["event"]) == MAX_QUOTED_CHARACTERS
 
 
 def test_memory_of_lines_is_bounded() -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from status_samples import neighbour, status
 
 import p2pfed.cli
-from p2pfed.cli.status_view import duration, render, size
+from p2pfed.cli.status_view import duration, render, size, wide_console
 from p2pfed.daemon import metrics
 from p2pfed.daemon.health import BUSY_SCORE, health_of
 from p2pfed.daemon.status import HealthLine, LocalHealthStatus, Status
@@ -117,6 +117,19 @@ def test_a_missing_quorum_and_a_failing_trainer_are_errors() -> None:
     assert not status(health=[line]).healthy
 
 
+def test_a_trainer_is_said_to_stand_still_once_its_silence_is_longer_than_usual() -> None:
+    asked = dataclasses.replace(
+        status().trainer, state="training", pid=77, silent_seconds=30.0, patience_seconds=30.0
+    )
+    assert health(trainer=asked) == []
+    [line] = health(trainer=dataclasses.replace(asked, silent_seconds=75.2, last_error="before"))
+    assert line.severity == "error"
+    assert "stands still: process 77 has said nothing for 75 s" in line.problem
+    assert "kill -9 77" in line.problem
+    dead = dataclasses.replace(asked, state="restarting", silent_seconds=75.2, last_error="SIGKILL")
+    assert [line.problem for line in health(trainer=dead)] == ["the trainer is restarting: SIGKILL"]
+
+
 def text_of(sample: Status) -> str:
     console = Console(width=160, record=True, file=None, quiet=False)
     with console.capture() as capture:
@@ -129,6 +142,8 @@ def test_the_table_shows_what_an_operator_looks_for() -> None:
     for expected in (
         "7 of 50", "collecting", "2 of 3 neighbours", "efefefefefef", "auc 0.850", "beta",
         "12 ms", "0.250", "1.5 MB", "999 B", "beta is gone", "run: p2pfed ping beta",
+        "2 circuits of others, 7.0 MB carried",
+        "90.0 MB memory, 31 tasks, 65.5 kB database, 17 open files",
     ):  # fmt: skip
         assert expected in text, expected
     assert "healthy" in text_of(status())
@@ -138,6 +153,15 @@ def test_the_table_shows_a_silent_neighbour_in_place_of_its_link() -> None:
     silent = neighbour(liveness="unreachable")
     assert "unreachable" in text_of(status(neighbours=[silent]))
     assert "connected" not in text_of(status(neighbours=[silent]))
+
+
+def test_a_reason_that_looks_like_markup_is_shown_as_it_stands() -> None:
+    reason = "[/red] [link=http://example.org]:skull:"
+    sample = status(health=[HealthLine("warning", f"beta is not connected: {reason}", "x")])
+    console = wide_console()
+    with console.capture() as capture:
+        console.print(render(sample))
+    assert reason in capture.get()
 
 
 def test_sizes_and_durations_are_short() -> None:
@@ -159,5 +183,27 @@ def test_the_metrics_carry_the_status() -> None:
         'p2pfed_neighbour_unreachable{site="beta"} 0.0',
         'p2pfed_neighbour_sent_bytes_total{site="beta"} 1.5e+06',
         'p2pfed_round_seconds{phase="training"} 0.5',
+        "p2pfed_tasks 31.0",
+        "p2pfed_open_files 17.0",
+        "p2pfed_memory_bytes 9e+07",
+        "p2pfed_database_bytes 65536.0",
+        "p2pfed_relay_circuits 2.0",
+        "p2pfed_relay_circuits_opened_total 5.0",
+        "p2pfed_relay_carried_bytes_total 7e+06",
     ):
         assert expected in text, expected
+
+
+def test_a_site_that_does_not_relay_says_nothing_of_it() -> None:
+    sample = status(relay=None)
+    assert Status.from_json(json.loads(json.dumps(sample.to_json()))) == sample
+    assert "p2pfed_relay" not in metrics.render(lambda: sample).decode()
+    assert "circuits" not in text_of(sample)
+
+
+def test_what_the_system_does_not_say_is_no_metric() -> None:
+    used = dataclasses.replace(status().resources, open_files=None, memory_bytes=None)
+    text = metrics.render(lambda: status(resources=used)).decode()
+    assert "p2pfed_tasks 31.0" in text
+    assert "open_files" not in text
+    assert "memory_bytes" not in text

@@ -1,5 +1,7 @@
 """The state directory."""
 
+import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -7,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from p2pfed.daemon.recovery import vector_is_intact
 from p2pfed.daemon.store import Generation, Store, StoredReplica
 from p2pfed.errors import DamagedStateError, StoreError
 from p2pfed.keys import Identity
@@ -59,7 +64,7 @@ def test_a_round_survives_closing_and_opening(tmp_path: Path) -> None:
     store.close()
     again = Store(tmp_path / "state")
     assert again.generation() == generation
-    np.testing.assert_array_equal(again.checked_vector(generation.model, 100), vector(1))
+    np.testing.assert_array_equal(again.vector(generation.model, 100), vector(1))
     [item] = again.envelopes()
     assert item.signed == signed(1)
     assert item.ciphertext.read_bytes() == b"sealed 1"
@@ -92,11 +97,10 @@ def test_a_damaged_vector_is_noticed(tmp_path: Path) -> None:
     generation = publish(store, 1)
     path = tmp_path / "state" / "vectors" / f"{generation.model.hex()}.f32"
     path.write_bytes(b"\0" * 400)
-    with pytest.raises(DamagedStateError, match="does not match its name"):
-        store.checked_vector(generation.model, 100)
+    assert not vector_is_intact(path, generation.model)
     path.write_bytes(b"\0" * 396)
     with pytest.raises(StoreError, match="396 bytes"):
-        store.checked_vector(generation.model, 100)
+        store.vector(generation.model, 100)
     store.close()
 
 
@@ -112,6 +116,55 @@ def commit(store: Store, slot: int, replica: np.ndarray, number: int) -> None:
         {(SITE.public_key, 5): signed(6)},
         {"round": 1},
     )
+
+
+def header_of(site: Identity, number: int, payload_bytes: int = 10) -> SignedHeader:
+    header = dataclasses.replace(
+        signed(1).header, sender=site.public_key, round_number=number, payload_bytes=payload_bytes
+    )
+    return sign_header(site, header)
+
+
+SITES = [Identity(bytes([number]) * 32, bytes([number]) * 32) for number in (1, 2, 3)]
+HEADERS = [header_of(*of) for of in itertools.product(SITES, range(4), (10, 11))]
+
+
+@settings(max_examples=15)  # every commit waits for the disk
+@given(kept=st.lists(st.lists(st.sampled_from(HEADERS), max_size=12), min_size=1, max_size=5))
+def test_the_headers_of_the_last_commit_are_kept_in_their_order(
+    tmp_path_factory: pytest.TempPathFactory, kept: list[list[SignedHeader]]
+) -> None:
+    directory = tmp_path_factory.mktemp("headers") / "state"
+    store = Store(directory)
+    log: dict[tuple[bytes, int], SignedHeader] = {}
+    for number, round_headers in enumerate(kept):
+        now = {(each.header.sender, each.header.round_number): each for each in round_headers}
+        # As the log does it: what goes out goes out, what is new comes last.
+        log = {key: known for key, known in log.items() if now.get(key) == known}
+        log |= now
+        generation = Generation(number + 1, False, *(store.put_vector(vector(n)) for n in range(3)))
+        store.commit_round(generation, {}, log, {"round": number})
+        assert store.headers() == list(log.values())
+    store.close()
+    again = Store(directory)
+    assert again.headers() == list(log.values())
+    again.close()
+
+
+def test_headers_that_are_stored_already_are_not_written_again(tmp_path: Path) -> None:
+    store = Store(tmp_path / "state")
+    generation = Generation(1, False, *(store.put_vector(vector(n)) for n in range(3)))
+
+    def commit_with(rounds: range) -> int:
+        log = {(SITE.public_key, number): header_of(SITE, number) for number in rounds}
+        before = store._journal._database.total_changes
+        store.commit_round(generation, {}, log, {"round": 0})
+        return store._journal._database.total_changes - before
+
+    commit_with(range(200))
+    unchanged = commit_with(range(200))
+    assert commit_with(range(1, 201)) == unchanged + 2
+    store.close()
 
 
 def test_a_replica_is_written_beside_the_one_in_use(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What the check says of a graph: mixing, failures, lies, bytes, weak sites."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from topology_documents import document, load
 from p2pfed.errors import ConfigurationError
 from p2pfed.protocol.codecs import get_codec
 from p2pfed.rules_catalogue import PRE_AGGREGATIONS, RULES, tolerates
+from p2pfed.topology.cuts import CutEdge, CutSite, cut_edges, cut_sites
 from p2pfed.topology.lint import HEADER_BYTES, CheckReport, check
 from p2pfed.topology.resilience import BREAKDOWN_FRACTION, detour_hops, hostile_sites
 from p2pfed.topology.weights import (
@@ -85,7 +87,91 @@ def test_a_bridge_shows_its_cut_vertices_and_where_lies_are_never_found(tmp_path
     assert sites["a"].detour_hops == 1
     assert found.vertex_connectivity == 1
     assert found.weak_sites == tuple("abcdef")
-    assert [warning.split()[0] for warning in found.warnings[:2]] == ["c", "d"]
+    assert found.cut_edges == (("c", "d"),)
+    [warning] = [each for each in found.warnings if "alone" in each]
+    assert warning == (
+        "the edge between c and d alone joins a, b, c to the rest: a robust rule takes whoever is "
+        "alone on the other side for an outlier, so the two sides mix slowly or not at all; add "
+        "several across, such as one between a and e"
+    )
+
+
+def test_the_mean_mixes_over_a_bridge_if_slowly(tmp_path: Path) -> None:
+    found = report(
+        tmp_path,
+        "abcdef",
+        graph={"kind": "explicit", "edges": BRIDGE},
+        aggregation={"rule": "mean"},
+    )
+    assert "so they mix slowly; add" in found.warnings[0]
+
+
+def test_a_site_on_one_edge_is_named_with_a_second_neighbour_for_it(tmp_path: Path) -> None:
+    edges = [["a", "b"], ["b", "c"], ["c", "a"], ["c", "d"]]
+    found = report(tmp_path, "abcd", graph={"kind": "explicit", "edges": edges})
+    assert found.warnings[0] == (
+        "d hangs on c alone: c takes it for an outlier where its others agree, and it learns "
+        "nothing while c is away; give it more neighbours, such as a"
+    )
+
+
+def test_a_site_that_two_groups_share_is_named_with_an_edge_around_it(tmp_path: Path) -> None:
+    edges = [["a", "b"], ["b", "c"], ["c", "a"], ["c", "d"], ["d", "e"], ["e", "c"]]
+    found = report(tmp_path, "abcde", graph={"kind": "explicit", "edges": edges})
+    assert found.cut_edges == ()
+    assert found.warnings[0].startswith("c alone holds the graph together")
+    assert found.warnings[0].endswith("such as one between a and d")
+
+
+def test_a_chain_is_not_warned_about_edge_by_edge(tmp_path: Path) -> None:
+    names = "abcdefghij"
+    edges = [list(pair) for pair in itertools.pairwise(names)]
+    found = report(tmp_path, names, graph={"kind": "explicit", "edges": edges})
+    assert len(found.cut_edges) == 9
+    lines = [warning for warning in found.warnings if "the edge between" in warning]
+    assert len(lines) == 4
+    assert lines[0].startswith("the edge between e and f alone joins a, b, c, d, e to the rest")
+    assert any(warning.startswith("5 more edges") for warning in found.warnings)
+
+
+def test_two_sites_can_be_joined_by_one_edge_alone(tmp_path: Path) -> None:
+    found = report(tmp_path, "ab", graph={"kind": "explicit", "edges": [["a", "b"]]})
+    assert found.cut_edges == (("a", "b"),)
+    assert not any("alone" in warning for warning in found.warnings)
+
+
+@given(connected_graphs())
+def test_the_remedies_mend_what_they_are_given_for(graph: nx.Graph) -> None:
+    bridges = cut_edges(graph)
+    assert {frozenset(cut.ends) for cut in bridges} == set(map(frozenset, nx.bridges(graph)))
+    for cut in bridges:
+        assert cut.remedy is not None
+        assert not graph.has_edge(*cut.remedy)
+        parted = graph.copy()
+        parted.remove_edge(*cut.ends)
+        assert nx.node_connected_component(parted, cut.ends[0]) == set(cut.smaller_side)
+        assert 2 * len(cut.smaller_side) <= len(graph)
+        parted.add_edge(*cut.remedy)
+        assert nx.is_connected(parted)
+    for site in cut_sites(graph):
+        assert site.name in set(nx.articulation_points(graph))
+        assert not graph.has_edge(*site.remedy)
+        rest = graph.subgraph(set(graph) - {site.name}).copy()
+        before = nx.number_connected_components(rest)
+        rest.add_edge(*site.remedy)
+        assert nx.number_connected_components(rest) == before - 1
+
+
+@given(connected_graphs())
+def test_a_graph_in_which_both_are_mended_holds_together_whoever_fails(graph: nx.Graph) -> None:
+    # Each remedy takes away a cut edge, or joins two parts that one site held together.
+    for _ in range(3 * len(graph)):
+        cuts: list[CutEdge | CutSite] = [*cut_edges(graph), *cut_sites(graph)]
+        if not cuts:
+            break
+        assert cuts[0].remedy is not None
+        graph.add_edge(*cuts[0].remedy)
+    assert not list(nx.articulation_points(graph))
 
 
 def test_an_explicit_star_has_a_hub_too(tmp_path: Path) -> None:
@@ -93,6 +179,7 @@ def test_an_explicit_star_has_a_hub_too(tmp_path: Path) -> None:
     warnings = report(tmp_path, graph={"kind": "explicit", "edges": edges}).warnings
     assert "depends on b" in warnings[0]
     assert not any("holds the graph together" in warning for warning in warnings)
+    assert not any("hangs on" in warning for warning in warnings)
 
 
 @pytest.mark.parametrize(
