@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from p2pfed.daemon.sendable import Sendable
+from p2pfed.protocol.collecting import NO_HEADER
 from p2pfed.protocol.digests import vector_hasher
 from p2pfed.protocol.envelope import chunk_digest, sealed_chunk_bytes
 from p2pfed.protocol.header import SignedHeader
 from p2pfed.protocol.limits import DIGEST_BYTES
-from p2pfed.protocol.rounds import NO_HEADER
 
 READ_BYTES = 1 << 20
 

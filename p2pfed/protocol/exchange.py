@@ -12,6 +12,7 @@ from p2pfed.protocol import events as on
 from p2pfed.protocol import limits
 from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.header import Kind, SignedHeader
+from p2pfed.protocol.joining import Absence
 from p2pfed.protocol.messages import AnswerCode
 from p2pfed.protocol.neighbours import (
     NEVER_PUBLISHED,
@@ -21,16 +22,21 @@ from p2pfed.protocol.neighbours import (
     ReplicaState,
 )
 from p2pfed.protocol.own_state import OwnState, RetainedDeltas
+from p2pfed.protocol.phases import Phase
 from p2pfed.protocol.plan import FederationPlan
+from p2pfed.protocol.signed_rounds import SignedRounds
 
 LINK_GRACE_SECONDS = 10.0  # a neighbour that just went down is still waited for this long,
 LINK_GRACE_DEADLINES = 0.5  # or for this fraction of the round's deadline if that is less
 
 
 class Exchange:
-    """One peer's neighbours, and what is said between them.
+    """One peer's neighbours, what is said between them, and where in its rounds the peer stands.
 
-    The parameters are those of :class:`~p2pfed.protocol.rounds.RoundEngine`.
+    :param own: the restored state of this peer.
+    :param replicas: what was held of each neighbour when the daemon ended.
+    :param retained: own envelopes still on disk, oldest first.
+    :param headers: the log that finds equivocation, with what it held.
     """
 
     def __init__(
@@ -53,6 +59,15 @@ class Exchange:
         self._quarantined = set(quarantined)
         self._restored = dict(replicas)
         self.neighbours: dict[str, Neighbour] = {}
+        self.phase = Phase.STARTING
+        self._signed_rounds = SignedRounds(asking=own.restored)
+        since = own.published.header.since_round if own.published is not None else 0
+        self._absence = Absence(own.round_number, since)
+        self.deadline_at_seconds: float | None = None
+        self._deadline_passed = False
+        self._asked_since_deadline = False
+        self._quorum_noticed = False
+        self._stopping = False
         self._commands: list[do.Command] = []
 
     def waited_for(self, now: float) -> list[str]:

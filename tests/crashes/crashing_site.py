@@ -27,6 +27,7 @@ from p2pfed.keys import Identity
 from p2pfed.protocol import commands as do
 from p2pfed.protocol import events as on
 from p2pfed.protocol import limits
+from p2pfed.protocol.collecting import NO_HEADER
 from p2pfed.protocol.digests import vector_digest
 from p2pfed.protocol.envelope import ChunkOpener, sealed_chunk_bytes
 from p2pfed.protocol.evidence import HeaderLog
@@ -36,7 +37,7 @@ from p2pfed.protocol.neighbours import NOTHING_HELD
 from p2pfed.protocol.own_state import OwnState
 from p2pfed.protocol.phases import Phase
 from p2pfed.protocol.plan import FederationPlan
-from p2pfed.protocol.rounds import NO_HEADER, RoundEngine
+from p2pfed.protocol.rounds import RoundEngine
 
 Vector = npt.NDArray[np.float32]
 

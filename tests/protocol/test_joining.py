@@ -14,12 +14,13 @@ from test_rounds_playbook import (
 
 from p2pfed.protocol import commands as do
 from p2pfed.protocol import events as on
+from p2pfed.protocol.collecting import NO_HEADER
 from p2pfed.protocol.joining import JOINING_ROUNDS, donors_needed, is_worth_adopting
 from p2pfed.protocol.limits import RAMP_ROUNDS
 from p2pfed.protocol.neighbours import NEVER_PUBLISHED, ReplicaState
 from p2pfed.protocol.own_state import OwnState
 from p2pfed.protocol.phases import Phase
-from p2pfed.protocol.rounds import NO_HEADER, RoundEngine
+from p2pfed.protocol.rounds import RoundEngine
 from p2pfed.protocol.shares import ramp_share
 
 PRESENT = JOINING_ROUNDS + 1

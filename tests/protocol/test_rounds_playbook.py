@@ -9,6 +9,7 @@ from p2pfed.errors import LocalProtocolError
 from p2pfed.protocol import commands as do
 from p2pfed.protocol import events as on
 from p2pfed.protocol import limits
+from p2pfed.protocol.collecting import NO_HEADER
 from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.header import Header, Kind, SignedHeader
 from p2pfed.protocol.messages import AnswerCode
@@ -16,7 +17,7 @@ from p2pfed.protocol.neighbours import NEVER_PUBLISHED, NOTHING_HELD, ReplicaSta
 from p2pfed.protocol.own_state import OwnState
 from p2pfed.protocol.phases import Phase
 from p2pfed.protocol.plan import FederationPlan
-from p2pfed.protocol.rounds import NO_HEADER, RoundEngine
+from p2pfed.protocol.rounds import RoundEngine
 
 GENESIS = b"G" * 32
 TOPOLOGY = b"T" * 32

@@ -5,11 +5,12 @@ from test_rounds_playbook import GENESIS, answer_of, engine, linked, signed
 from p2pfed.protocol import commands as do
 from p2pfed.protocol import events as on
 from p2pfed.protocol import limits
+from p2pfed.protocol.collecting import NO_HEADER
 from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.neighbours import NEVER_PUBLISHED
 from p2pfed.protocol.own_state import OwnState
 from p2pfed.protocol.phases import Phase
-from p2pfed.protocol.rounds import NO_HEADER, RoundEngine
+from p2pfed.protocol.rounds import RoundEngine
 
 
 def restored(sites: str = "bc", round_number: int = 3, **changes: object) -> RoundEngine:

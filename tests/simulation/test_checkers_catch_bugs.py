@@ -8,9 +8,9 @@ from small_federations import federation
 
 from p2pfed.aggregation import Mixing
 from p2pfed.errors import InvariantError
+from p2pfed.protocol import collecting
 from p2pfed.protocol import commands as do
 from p2pfed.protocol import events as on
-from p2pfed.protocol import rounds
 from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.header import sign_header
 from p2pfed.protocol.messages import AnswerCode
@@ -218,7 +218,7 @@ LATE = {"join": [{"site": "e", "at_seconds": 40.0}]}
 
 
 def test_a_newcomer_that_counts_in_full_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "ramp_share", lambda _round, _since: 1.0)
+    monkeypatch.setattr(collecting, "ramp_share", lambda _round, _since: 1.0)
     found = caught(seeds=1, names="abcde", scenario=LATE, rounds=40)
     assert found == {"shares_follow_from_what_was_signed"}
 
