@@ -76,6 +76,14 @@ def _own(status: Status) -> list[HealthLine]:
                 "p2pfed log",
             )
         )
+    if status.round.phase in ("joining", "adopting"):
+        lines.append(
+            HealthLine(
+                "warning",
+                "this site was away for many rounds; it awaits its neighbours' models to begin from",
+                "p2pfed peers",
+            )
+        )
     if status.round.degraded:
         lines.append(
             HealthLine("warning", "the last round closed without every neighbour", "p2pfed peers")
