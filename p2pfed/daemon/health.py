@@ -80,7 +80,7 @@ def _own(status: Status) -> list[HealthLine]:
         lines.append(
             HealthLine(
                 "warning",
-                "this site was away for many rounds; it awaits its neighbours' models to begin from",
+                "this site was away for many rounds; it awaits its neighbours' models",
                 "p2pfed peers",
             )
         )
