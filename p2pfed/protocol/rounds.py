@@ -334,10 +334,10 @@ class RoundEngine(Exchange):
         if neighbour is None:
             return
         neighbour.silent = isinstance(event, on.NeighbourSilent)
-        if neighbour.linked and not neighbour.silent and not neighbour.quarantined:
+        reached = neighbour.linked and not neighbour.silent and not neighbour.quarantined
+        if reached and self.published is not None:
             # What was published meanwhile it was not sent: it would only have filled a queue.
-            if self.published is not None:
-                self._send_newest(neighbour.site)
+            self._send_newest(neighbour.site)
         self._try_close(now)
 
     def _transfer_ended(self, event: on.PayloadReceived | on.TransferAborted, now: float) -> None:
