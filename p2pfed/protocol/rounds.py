@@ -247,7 +247,7 @@ class RoundEngine(Collecting):
         self._commands.append(do.SetTimer(on.Timer.DEADLINE, self.deadline_at_seconds))
         self._commands.append(do.FloodHeader(self.published, None))
         for neighbour in self._of_this_round():
-            if neighbour.linked and not neighbour.quarantined:
+            if neighbour.linked and not neighbour.silent and not neighbour.quarantined:
                 self._send_newest(neighbour.site)
         self._release(now)
         self._try_close(now)
@@ -308,9 +308,15 @@ class RoundEngine(Collecting):
                 self._stop_asking(now)
 
     def _hearing_changed(self, event: on.NeighbourSilent | on.NeighbourHeard, now: float) -> None:
-        if event.site in self.neighbours:
-            self.neighbours[event.site].silent = isinstance(event, on.NeighbourSilent)
-            self._try_close(now)
+        neighbour = self.neighbours.get(event.site)
+        if neighbour is None:
+            return
+        neighbour.silent = isinstance(event, on.NeighbourSilent)
+        reached = neighbour.linked and not neighbour.silent and not neighbour.quarantined
+        if reached and self.published is not None:
+            # What was published meanwhile it was not sent: it would only have filled a queue.
+            self._send_newest(neighbour.site)
+        self._try_close(now)
 
     def _transfer_ended(self, event: on.PayloadReceived | on.TransferAborted, now: float) -> None:
         neighbour = self.neighbours.get(event.site)

@@ -147,6 +147,8 @@ def test_a_daemon_that_was_stopped_itself_declares_nobody_dead(patient: Federati
 
     # For a while that its links outlive, and for one that they do not.
     for state in ("unreachable", "dialling"):
+        # It is said once for as long as it lasts.
+        alpha.until("a machine that is well", lambda status: status.local_health.score == 0)
         log = LogSince(patient.hospitals)
         alpha.send(signal.SIGSTOP)
         try:

@@ -201,12 +201,25 @@ def test_a_silent_neighbour_is_not_waited_for_until_it_is_heard_again() -> None:
     deliver(peer, signed("b", 0), 3.0)
     assert peer.handle(on.NeighbourSilent("c"), 8.0) == []
     assert peer.waited_for(8.0) == ["d"]
-    assert peer.handle(on.NeighbourHeard("c"), 9.0) == []
+    mine = signed("a", 0)
+    assert peer.handle(on.NeighbourHeard("c"), 9.0) == [do.SendDelta("c", mine.digest)]
     assert peer.waited_for(9.0) == ["c", "d"]
     peer.handle(on.NeighbourSilent("c"), 10.0)
     # Silence, and a link that ends of it, give no further grace.
     assert peer.handle(on.LinkDown("c"), 15.0) == []
     assert closes(deliver(peer, signed("d", 0), 16.0))
+
+
+def test_nothing_is_queued_for_a_silent_neighbour() -> None:
+    peer = engine("bc")
+    peer.handle(on.Started(), 0.0)
+    linked(peer, "bc")
+    peer.handle(on.NeighbourSilent("c"), 0.5)
+    assert peer.handle(on.NeighbourHeard("c"), 0.6) == []  # nothing is published yet
+    peer.handle(on.NeighbourSilent("c"), 0.7)
+    peer.handle(on.TrainingFinished(0), 1.0)
+    commands = peer.handle(on.Published(signed("a", 0)), 2.0)
+    assert [c.site for c in commands if isinstance(c, do.SendDelta)] == ["b"]
 
 
 def test_silence_closes_a_round_but_never_without_its_quorum() -> None:
