@@ -18,8 +18,9 @@ neighbours at a time are asked whether they hear it; for the second step, it cou
 the last of them did. Heard on its own link, it is ALIVE at once.
 
 UNREACHABLE means that no round waits for it and that no delta is queued for it, and nothing else:
-its links are sought as before, and the next byte ends it. SWIM spreads suspicions and confirms them by hearsay; here nobody can
-be talked out of a neighbour, because members may lie (Byzantine sites):
+its links are sought as before, and the next byte ends it. SWIM spreads suspicions and confirms
+them by hearsay; here nobody can be talked out of a neighbour, because members may lie (Byzantine
+sites):
 
 - **What a helper says only ever extends the benefit of the doubt.** A report counts where the
   helper heard the neighbour after this site last did, or after its link went down. That a helper
