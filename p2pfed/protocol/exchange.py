@@ -255,8 +255,10 @@ class Exchange:
         its link went down, and none where the link is up and silent."""
         if neighbour.linked:
             return -math.inf
-        grace = min(LINK_GRACE_SECONDS, LINK_GRACE_DEADLINES * self._plan.deadline_seconds)
-        return neighbour.down_since_seconds + grace
+        return neighbour.down_since_seconds + self._grace_seconds()
+
+    def _grace_seconds(self) -> float:
+        return min(LINK_GRACE_SECONDS, LINK_GRACE_DEADLINES * self._plan.deadline_seconds)
 
     def _notice(self, kind: do.NoticeKind, site: str | None, detail: str) -> None:
         self._commands.append(do.Notice(kind, self.round_number, site, detail))

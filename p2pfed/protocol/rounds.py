@@ -162,8 +162,7 @@ class RoundEngine(Collecting):
         self._meet_neighbours(now)
         waiting = self.phase is Phase.COLLECTING and not self._deadline_passed
         if longer_seconds and waiting and self.deadline_at_seconds is not None:
-            self.deadline_at_seconds = max(now, self.deadline_at_seconds + longer_seconds)
-            self._commands.append(do.SetTimer(on.Timer.DEADLINE, self.deadline_at_seconds))
+            self._wait_until(max(now, self.deadline_at_seconds + longer_seconds))
 
     def _begin_round(self, now: float) -> None:
         self._change_plan(now)
@@ -243,8 +242,7 @@ class RoundEngine(Collecting):
         assert self.published is not None  # noqa: S101 - both callers have just published
         self.phase = Phase.COLLECTING
         self._change_plan(now)
-        self.deadline_at_seconds = now + self._plan.deadline_seconds
-        self._commands.append(do.SetTimer(on.Timer.DEADLINE, self.deadline_at_seconds))
+        self._wait_until(now + self._plan.deadline_seconds)
         self._commands.append(do.FloodHeader(self.published, None))
         for neighbour in self._of_this_round():
             if neighbour.linked and not neighbour.silent and not neighbour.quarantined:
@@ -261,6 +259,9 @@ class RoundEngine(Collecting):
                 self._deadline_passed = True
                 self._try_close(now)
             case on.Timer.DEADLINE if self.phase is Phase.COLLECTING:
+                if self._slept_through_deadline(now):
+                    self._wait_until(now + self._grace_seconds())
+                    return
                 self._deadline_passed = True
                 self._asked_since_deadline = False
                 self._try_close(now)
@@ -270,6 +271,16 @@ class RoundEngine(Collecting):
                 self._commands.append(do.Train(self.round_number, self._plan.local_steps))
             case _:
                 pass  # a timer of a round that closed meanwhile
+
+    def _slept_through_deadline(self, now: float) -> bool:
+        """Whether this process stood still when it ought to have closed the round: what its
+        neighbours sent meanwhile is still to be read."""
+        due = self.deadline_at_seconds
+        return not self._deadline_passed and due is not None and now - due > self._grace_seconds()
+
+    def _wait_until(self, until: float) -> None:
+        self.deadline_at_seconds = until
+        self._commands.append(do.SetTimer(on.Timer.DEADLINE, until))
 
     def _link_changed(
         self, event: on.LinkUp | on.LinkDown | on.NeighbourProgress, now: float

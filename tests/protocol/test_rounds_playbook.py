@@ -11,6 +11,7 @@ from p2pfed.protocol import events as on
 from p2pfed.protocol import limits
 from p2pfed.protocol.collecting import NO_HEADER
 from p2pfed.protocol.evidence import HeaderLog
+from p2pfed.protocol.exchange import LINK_GRACE_SECONDS
 from p2pfed.protocol.header import Header, Kind, SignedHeader
 from p2pfed.protocol.messages import AnswerCode
 from p2pfed.protocol.neighbours import NEVER_PUBLISHED, NOTHING_HELD, ReplicaState
@@ -257,6 +258,31 @@ def test_a_stranger_that_is_silent_changes_nothing() -> None:
     for event in (on.NeighbourSilent("z"), on.NeighbourHeard("z")):
         assert peer.handle(event, 5.0) == []
     assert peer.waited_for(5.0) == ["b", "c"]
+
+
+def test_a_peer_that_slept_through_its_deadline_reads_what_came_before_it_closes() -> None:
+    peer = collecting()
+    late = 62.0 + LINK_GRACE_SECONDS + 1.0
+    deliver(peer, signed("b", 0), 3.0)
+    assert peer.handle(on.TimerFired(on.Timer.DEADLINE), late) == [
+        do.SetTimer(on.Timer.DEADLINE, late + LINK_GRACE_SECONDS)
+    ]
+    commands = deliver(peer, signed("c", 0), late + 0.1)
+    [aggregate] = [c for c in commands if isinstance(c, do.Aggregate)]
+    assert aggregate.left_out == ()
+
+
+def test_a_deadline_is_put_off_once_for_a_pause_and_not_for_a_late_timer() -> None:
+    for late, put_off in ((1.0, False), (100.0, True)):
+        peer = collecting()
+        deliver(peer, signed("b", 0), 3.0)
+        commands = peer.handle(on.TimerFired(on.Timer.DEADLINE), 62.0 + late)
+        assert any(isinstance(c, do.SetTimer) for c in commands) is put_off
+        assert any(isinstance(c, do.Aggregate) for c in commands) is not put_off
+        if put_off:
+            later = 62.0 + late + LINK_GRACE_SECONDS
+            commands = peer.handle(on.TimerFired(on.Timer.DEADLINE), later)
+            assert any(isinstance(c, do.Aggregate) for c in commands)
 
 
 def test_a_stale_replica_is_used_within_the_bound_and_left_out_beyond_it() -> None:
