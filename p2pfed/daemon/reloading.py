@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from p2pfed.config import Site
+from p2pfed.daemon.membership import SHOWN_DIGEST_CHARACTERS
 from p2pfed.errors import ConfigurationError, Problem
 from p2pfed.keys import Identity
 from p2pfed.protocol.messages import Refusal, RefusalCode
@@ -13,8 +14,6 @@ from p2pfed.site_identity import check_membership
 from p2pfed.topology import Topology, load_topology
 from p2pfed.topology.diff import compare
 from p2pfed.topology.plan import neighbour_ids_of, plan_of
-
-SHOWN_DIGEST_CHARACTERS = 12
 
 
 @dataclass(frozen=True, slots=True)

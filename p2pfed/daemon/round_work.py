@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from p2pfed.aggregation import Mixing, NeighbourModel, Outcome, aggregate
+from p2pfed.aggregation import Mixing, NeighbourModel, Outcome, gather
 from p2pfed.daemon.second_stage import SecondStage
 from p2pfed.daemon.sendable import Sendable
 from p2pfed.daemon.store import Generation, Store, StoredReplica
@@ -45,7 +45,6 @@ NORM_SAMPLES_NEEDED = 8  # fewer say too little to refuse anything by
 NORM_BOUND_FACTOR = 1000.0
 MIXING_CHUNK_PARAMETERS = 1 << 16
 SNAPSHOT_CODEC = "float32"
-JOINING_RULE = "coordinate_median"
 ROUNDING_DOMAIN = b"p2pfed/1 rounding\x00"
 ROUNDING_SEED_BYTES = 8
 ROUND_NUMBER_BYTES = 8
@@ -373,21 +372,16 @@ class RoundWork:
         return Mixed(digest, pending.array, outcome)
 
     def gather(self, donors: Sequence[str]) -> Mixed:
-        """The coordinate-wise median of the donors' replicas, for one who has been far away; it
-        is stored, and nothing is committed to it yet."""
-        first, *others = donors
+        """What the donors' replicas come to, for one who has been far away; it is stored, and
+        nothing is committed to it yet.
+
+        :raises AggregationError: they cannot be combined.
+        """
         pending = self._store.new_vector("gathered", self.dimension)
-        outcome = aggregate(
-            JOINING_RULE,
-            self._replica(first),
-            # The rule takes all alike, whatever their weights.
-            [NeighbourModel(site, self._replica(site), 1.0 / len(donors)) for site in others],
-            pending.array,
-        )
+        outcome = gather({site: self._replica(site) for site in donors}, pending.array)
         digest = vector_digest(pending.array)
         self._store.keep_vector(pending, digest)
-        weights = dict.fromkeys(donors, 1.0 / len(donors))
-        return Mixed(digest, pending.array, replace(outcome, weights=weights, distances={}))
+        return Mixed(digest, pending.array, outcome)
 
     def adopt(
         self,

@@ -397,7 +397,11 @@ class Runtime:
 
     async def _adopt(self, command: do.Adopt) -> None:
         """Try the donors' model, and take it if it will do."""
-        gathered = await self._until_stored(partial(self.work.gather, command.donors))
+        try:
+            gathered = await self._until_stored(partial(self.work.gather, command.donors))
+        except AggregationError as error:
+            self.dispatch(on.AdoptionRefused(command.round_number, str(error)))
+            return
         trainer = self.trainer
         try:
             own = dict((await trainer.evaluate("in")).metrics)
@@ -416,7 +420,7 @@ class Runtime:
 
     async def _take_up(self, round_number: int, gathered: Mixed) -> None:
         """Go on from the donors' model, with a fresh optimiser."""
-        self.trainer.optimiser_in[:] = 0.0
+        await self._in_thread(partial(self.trainer.optimiser_in.fill, 0.0))
         self.degraded = False
         record, headers = self._record(round_number - 1, gathered), self.headers.entries()
         await self._until_stored(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from p2pfed.aggregation import NeighbourModel, aggregate
+from p2pfed.aggregation import NeighbourModel, gather
 from p2pfed.errors import AggregationError, AuthenticationError
 from p2pfed.keys import Identity
 from p2pfed.protocol import commands as do
@@ -43,7 +43,6 @@ Vector = npt.NDArray[np.float32]
 NORM_SAMPLES = 64
 NORM_SAMPLES_NEEDED = 8
 NORM_BOUND_FACTOR = 1000.0
-JOINING_RULE = "coordinate_median"
 NOTICE_BYTES = 600  # a header on its own
 WANT_BYTES = 50
 
@@ -535,14 +534,12 @@ class SimulatedPeer:
         """Try what the donors' models come to; no site of a simulation has a hold-out of its
         own, so the federation's serves."""
         self.federation.checkers.adopts(self, command)
-        first, *others = (self.replicas[site].vector for site in command.donors)
-        gathered = np.empty_like(first)
-        aggregate(
-            JOINING_RULE,
-            first,
-            [NeighbourModel(str(place), vector, 0.5) for place, vector in enumerate(others)],
-            gathered,
-        )
+        gathered = np.empty_like(self.model)
+        try:
+            gather({site: self.replicas[site].vector for site in command.donors}, gathered)
+        except AggregationError as error:
+            self.handle(on.AdoptionRefused(command.round_number, str(error)))
+            return
         if not is_worth_adopting(*self.federation.learning.errors(gathered, self.model)):
             self.handle(on.AdoptionRefused(command.round_number, "its error is larger"))
             return

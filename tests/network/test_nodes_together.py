@@ -11,7 +11,9 @@ import trio
 from memory_nodes import MemoryFederation, Node, memory_federation, target_of
 from scripted_network import ScriptedStream
 
+from p2pfed.daemon.round_work import RoundWork
 from p2pfed.daemon.store import Store
+from p2pfed.errors import AggregationError
 from p2pfed.protocol import limits
 from p2pfed.protocol.commands import NoticeKind
 from p2pfed.protocol.header import SignedHeader, sign_header
@@ -338,3 +340,24 @@ async def test_a_node_that_was_away_for_long_begins_anew_from_its_neighbours_mod
         # Having gone on from their model it is where they are.
         assert consensus_distance([*others, d]) < 2 * consensus_distance(others) + 1e-3
         assert nobody_is_quarantined(federation)
+
+
+async def test_donors_whose_models_cannot_be_combined_leave_a_node_with_its_own(
+    state_path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_self: RoundWork, _donors: object) -> None:
+        raise AggregationError("a model is not finite")
+
+    monkeypatch.setattr(RoundWork, "gather", refuse)
+    last = JOINING_ROUNDS + 4
+    settings = rounds(rounds=last, deadline_seconds=20.0)
+    complete = {"kind": "complete"}
+    async with memory_federation(state_path, "abcd", round=settings, graph=complete) as federation:
+        others = [federation.nodes[name] for name in "abc"]
+        await federation.kill("d")
+        await federation.until_all(Phase.TRAINING, JOINING_ROUNDS + 2, *others)
+        d = await federation.start("d")
+        await federation.until_all(Phase.FINISHED, last)
+        [refusal] = [n for n in d.runtime.notices if n.kind is NoticeKind.NOT_ADOPTED]
+        assert refusal.detail == "a model is not finite"
+        assert d.rounds_done()[-1] == last - 1
