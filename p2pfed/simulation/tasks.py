@@ -107,8 +107,8 @@ def heart(sites: int, concentration: float, seed: int) -> SimulatedTask:  # noqa
 
     :raises UsageError: fewer sites than hospitals.
     """
-    from p2pfed.training.table import read_table  # noqa: PLC0415 - loads pandas
-    from p2pfed.training.tabular import TabularOptions  # noqa: PLC0415 - loads torch
+    from p2pfed.training.tasks.tabular.table import read_table  # noqa: PLC0415 - loads pandas
+    from p2pfed.training.tasks.tabular.task import TabularOptions  # noqa: PLC0415 - loads torch
 
     folder = shipped("demos") / "heart"
     document = read_toml(folder / "heart.toml")

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from p2pfed.keys import parse_public_key, peer_id_from_public_key, public_key_from_peer_id
 from p2pfed.rules_catalogue import DEFAULT_RULE, NO_PRE_AGGREGATION, PRE_AGGREGATIONS, RULES
 from p2pfed.settings import Settings
+from p2pfed.tasks_catalogue import TaskKind
 
 SCHEMA_VERSION = 1
 MAX_PEERS = 1000
@@ -375,8 +376,11 @@ class CodecSettings(Settings):
 class Task(Settings):
     """What is learned."""
 
-    kind: Literal["tabular", "python"] = field(
-        "tabular: built in, CSV or Parquet; python: a class of your own.", reload=False
+    kind: TaskKind = field(
+        "tabular: CSV or Parquet; image_classification, segmentation: folders, NPZ, DICOM, NIfTI; "
+        "signal: records in time, such as an ECG; adapter: a frozen model with small trained "
+        "parts; python: a class of your own.",
+        reload=False,
     )
     class_: str | None = field(
         "python: where the class is, as package.module:Class.",

@@ -15,7 +15,7 @@ from p2pfed.training.loop import Learner, RoundInput, genesis_model, round_seed
 from p2pfed.training.optimiser import initial_state
 from p2pfed.training.regions import Vector
 from p2pfed.training.schema import prepare, read_vector, schema_of
-from p2pfed.training.tabular import Predictions, Tabular
+from p2pfed.training.tasks.tabular.task import Predictions, Tabular
 
 CPU = torch.device("cpu")
 

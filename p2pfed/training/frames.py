@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, Strict, ValidationError
 from pydantic.dataclasses import dataclass
 
 from p2pfed.errors import Problem, TrainingError
+from p2pfed.tasks_catalogue import TaskKind
 
 LENGTH = struct.Struct(">I")
 MAX_FRAME_BYTES = 1024 * 1024
@@ -40,7 +41,7 @@ TensorShape = Annotated[
 class Open:
     """Load the task and the data. Answered by :class:`Ready`.
 
-    :ivar task_kind: ``tabular``, or ``python`` for the class that ``task_class`` names.
+    :ivar task_kind: a built-in task, or ``python`` for the class that ``task_class`` names.
     :ivar task_path: a directory of this site to look for that class in as well.
     :ivar options: ``[task.options]`` of the topology file, alike at every site.
     :ivar data: ``[data]`` of the site file.
@@ -50,7 +51,7 @@ class Open:
     :ivar topology_file: named in messages, like ``site_file``; neither is read.
     """
 
-    task_kind: Literal["tabular", "python"]
+    task_kind: TaskKind
     site: str
     options: dict[str, Any]
     data: dict[str, Any]

@@ -1,6 +1,7 @@
 """From an :class:`Open` request to a learner: finding the task's class, its device, its data."""
 
 import importlib
+import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
@@ -11,12 +12,12 @@ from typing import Any, cast
 import torch
 
 from p2pfed.errors import ConfigurationError, DataError, Problem
+from p2pfed.tasks_catalogue import BUILTIN_TASKS, BuiltinTask
 from p2pfed.training.frames import Open
 from p2pfed.training.loop import Learner, genesis_model, record_count
 from p2pfed.training.optimiser import optimiser_floats
 from p2pfed.training.schema import Schema, prepare, schema_of
 from p2pfed.training.settings import loop_settings
-from p2pfed.training.tabular import Tabular
 from p2pfed.training.task import Datasets, Task, TaskError, task_code
 
 TASK_METHODS = ("build_model", "datasets", "loss", "metrics")
@@ -70,8 +71,9 @@ def load_task(request: Open) -> Task:
     :raises ConfigurationError: no such class, not a task, or bad options.
     :raises TaskError: the class's own code raised.
     """
-    if request.task_kind == "tabular":
-        return Tabular(
+    builtin = BUILTIN_TASKS.get(request.task_kind)
+    if builtin is not None:
+        return _builtin_class(request, builtin)(
             request.options,
             request.data,
             topology_file=Path(request.topology_file),
@@ -80,6 +82,26 @@ def load_task(request: Open) -> Task:
     task_class = _find_class(request)
     with task_code(request.task_class or ""):
         return task_class(request.options, request.data)
+
+
+def _builtin_class(request: Open, builtin: BuiltinTask) -> Callable[..., Task]:
+    """The class of a task that comes with p2pfed; only the one in use is imported."""
+    absent = [name for name in builtin.packages if importlib.util.find_spec(name) is None]
+    if absent:
+        raise ConfigurationError(
+            [
+                Problem(
+                    Path(request.topology_file),
+                    "task.kind",
+                    request.task_kind,
+                    f"needs {', '.join(absent)}, which this site has not installed",
+                    f"pip install 'p2pfed[{builtin.extra}]' here",
+                )
+            ]
+        )
+    module_name, _, class_name = builtin.location.partition(":")
+    found: Callable[..., Task] = getattr(importlib.import_module(module_name), class_name)
+    return found
 
 
 def _find_class(request: Open) -> Callable[..., Task]:

@@ -16,8 +16,8 @@ from sklearn.metrics import roc_auc_score
 from p2pfed.errors import ConfigurationError, DataError
 from p2pfed.training import table as table_module
 from p2pfed.training.baseline import predict, train_baseline
-from p2pfed.training.binary import accuracy, auc, binary_metrics, log_loss
-from p2pfed.training.tabular import Table, Tabular, split
+from p2pfed.training.evaluation.binary import accuracy, auc, binary_metrics, log_loss
+from p2pfed.training.tasks.tabular.task import Table, Tabular, split
 
 COLUMNS: list[dict[str, Any]] = [
     {

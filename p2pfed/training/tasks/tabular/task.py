@@ -13,11 +13,11 @@ from torch.utils.data import TensorDataset
 
 from p2pfed.errors import DataError, Problem
 from p2pfed.settings import Settings
-from p2pfed.training.binary import binary_metrics
-from p2pfed.training.columns import Column, feature_count
+from p2pfed.training.evaluation.binary import binary_metrics
 from p2pfed.training.settings import LoopSettings, validate_table
-from p2pfed.training.table import ExtraColumns, Table, constant_columns, read_table
 from p2pfed.training.task import Datasets
+from p2pfed.training.tasks.tabular.columns import Column, feature_count
+from p2pfed.training.tasks.tabular.table import ExtraColumns, Table, constant_columns, read_table
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,13 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from p2pfed.errors import DataError, Problem
-from p2pfed.training.columns import Column, encode_column, feature_count, missing_cells, numbers
+from p2pfed.training.tasks.tabular.columns import (
+    Column,
+    encode_column,
+    feature_count,
+    missing_cells,
+    numbers,
+)
 
 MAX_FILE_BYTES = 4 * 1024**3
 MAX_FEATURE_BYTES = 16 * 1024**3

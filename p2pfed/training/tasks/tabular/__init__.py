@@ -1,0 +1,1 @@
+"""Two classes from a table, CSV or Parquet."""
