@@ -1,7 +1,6 @@
 """The trainer process's side of the conversation: one request at a time, one answer each."""
 
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,12 +24,20 @@ def serve(connection: socket.socket, memory_descriptor: int) -> None:
 
     :raises FrameError: the daemon sent something that is no request.
     """
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    prepare_torch()
     trainer = _Trainer(memory_descriptor, lambda reply: connection.sendall(frames.encode(reply)))
     with connection.makefile("rb") as stream:
         while len(prefix := stream.read(frames.LENGTH.size)) == frames.LENGTH.size:
             body = stream.read(frames.body_length(prefix))
             connection.sendall(_answer(trainer, frames.decode(body)))
+
+
+def prepare_torch() -> None:
+    """Make the same round give the same bytes, as far as torch has algorithms for it."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # It would also fill every new tensor before use, a further pass over all activations, in case
+    # somebody reads what nobody wrote.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _answer(trainer: "_Trainer", request: frames.Message) -> bytes:
@@ -139,7 +146,8 @@ class _Trainer:
             given,
             regions.parameters_out,
             regions.state_out,
-            _Throttle(self._send).report,
+            self._send,
+            PROGRESS_INTERVAL_SECONDS,
         )
         return frames.Trained(loss=summary.loss, seconds=summary.seconds, samples=summary.samples)
 
@@ -158,17 +166,3 @@ class _Trainer:
             raise frames.FrameError("a request before Open and Map")
         return self._loaded, self._regions
 
-
-class _Throttle:
-    """Passes on the first and the last step's progress, and between them one an interval."""
-
-    def __init__(self, send: Callable[[frames.Reply], None]) -> None:
-        self._send = send
-        self._next_seconds = 0.0
-
-    def report(self, progress: frames.Progress) -> None:
-        now_seconds = time.monotonic()
-        if progress.step < progress.steps and now_seconds < self._next_seconds:
-            return
-        self._next_seconds = now_seconds + PROGRESS_INTERVAL_SECONDS
-        self._send(progress)

@@ -140,13 +140,17 @@ class Genesis:
 
 @dataclass(frozen=True, config=_STRICT)
 class Progress:
-    """A step of the round under way is done. ``gpu_memory_bytes`` is 0 on a CPU."""
+    """A step of the round under way is done. ``gpu_memory_bytes`` is 0 on a CPU.
+
+    :ivar data_wait_share: of the round's time so far, what steps spent waiting for records; 0 to 1.
+    """
 
     step: int
     steps: int
     loss: float
     samples_per_second: float
     gpu_memory_bytes: int
+    data_wait_share: float = 0.0
 
 
 @dataclass(frozen=True, config=_STRICT)

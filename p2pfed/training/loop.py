@@ -2,8 +2,6 @@
 
 import hashlib
 import logging
-import math
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,18 +17,22 @@ from p2pfed.errors import TrainingError
 from p2pfed.training.corrections import RoundStart, corrections_for
 from p2pfed.training.frames import MAX_METRICS, Progress
 from p2pfed.training.gradients import Gradients, PlainGradients
+from p2pfed.training.losses import Loss, RoundLosses
 from p2pfed.training.optimiser import (
     build_optimiser,
     install_state,
     optimiser_floats,
     read_state,
+    state_tensors,
 )
 from p2pfed.training.partition import partition, restore_unsent, unsent_state
 from p2pfed.training.personal import PersonalModel
+from p2pfed.training.progress import ProgressMeter
 from p2pfed.training.records import Reader, record_count
 from p2pfed.training.regions import Vector
 from p2pfed.training.sampling import Position, Sampler
-from p2pfed.training.schema import copy_in, copy_out, floats_of, schema_of
+from p2pfed.training.schema import all_finite, copy_in, copy_out, floats_of, schema_of
+from p2pfed.training.seeded_records import seed_generators
 from p2pfed.training.settings import LoopSettings
 from p2pfed.training.site_state import SiteState, SiteStateLayout
 from p2pfed.training.task import DeviceMemoryError, PreparingTask, Task, TaskError, task_code
@@ -89,7 +91,9 @@ class Learner:
         settings: LoopSettings,
         device: torch.device,
         topology_file: Path = Path("topology.toml"),
+        reader: Reader | None = None,
     ) -> None:
+        """:param reader: how records are read at this site; by this process, by default."""
         self.task = task
         self.settings = settings
         self.device = device
@@ -97,7 +101,8 @@ class Learner:
         self.schema = schema_of(model, self.parts)
         self.model = model.to(device)
         self.gradients: Gradients = PlainGradients(task, settings, device)
-        self._reader = Reader(task, device)
+        self._reader = reader or Reader(task, device)
+        self._optimiser = build_optimiser(self.model, settings)
         self._part_size = settings.micro_batch_size or settings.batch_size
         self._corrections = corrections_for(settings)
         self._personal = (
@@ -113,6 +118,10 @@ class Learner:
             optimiser=optimiser_floats(self.model, settings),
             corrections=tuple(one.state_floats(trained) for one in self._corrections),
         )
+        # Kept from round to round: memory that is touched for the first time costs more than the
+        # copy that it is for.
+        self._corrections_after = np.zeros(sum(self.layout.corrections), np.float32)
+        self._personal_after = np.zeros(self.layout.personal, np.float32)
 
     def genesis(self) -> Vector:
         """The travelling tensors as they are now, shape (d,)."""
@@ -139,6 +148,7 @@ class Learner:
         parameters_out: Vector,
         state_out: Vector,
         on_progress: Callable[[Progress], None],
+        progress_interval_seconds: float = 0.0,
     ) -> RoundSummary:
         """Take a round's local steps; the result is a function of ``given`` and the records.
 
@@ -147,13 +157,21 @@ class Learner:
 
         :param parameters_out: shape (d,), float32; filled when every step has succeeded.
         :param state_out: shape (s,), float32; likewise.
-        :param on_progress: called after every step.
+        :param on_progress: called after the first and the last step, and between them after every
+            step that ends such an interval later.
         :raises TaskError: the task's code failed.
         :raises TrainingError: a loss or the resulting model is not finite.
         """
         while True:
+            meter = ProgressMeter(
+                given.own_steps,
+                self.device,
+                progress_interval_seconds,
+                on_progress,
+                lambda: self._reader.waited_seconds,
+            )
             try:
-                return self._train(dataset, given, parameters_out, state_out, on_progress)
+                return self._train(dataset, given, parameters_out, state_out, meter)
             except DeviceMemoryError:
                 if self._part_size == 1:
                     raise
@@ -178,7 +196,7 @@ class Learner:
         given: RoundInput,
         parameters_out: Vector,
         state_out: Vector,
-        on_progress: Callable[[Progress], None],
+        meter: ProgressMeter,
     ) -> RoundSummary:
         started = time.perf_counter()
         seed_everything(given.seed)
@@ -187,20 +205,32 @@ class Learner:
             return self._prepared(given, started, parameters_out, state_out)
 
         batches, position = self._draw(dataset, given, before.position)
-        new_state = np.zeros_like(given.state)
-        after = self.layout.over(new_state)
-        start = _copied(self._trained())
-        losses = self._local_steps(dataset, given, batches, before, after, start, on_progress)
-        result = self.genesis()
-        copy_out(self._local(), after.local)
-        _check_finite(given.round_number, result, new_state)
+        # Only what needs it is given the round's first model: it is a copy of all of it.
+        needs_start = self._personal is not None or self._corrections
+        start = _copied(self._trained()) if needs_start else []
+        losses = self._local_steps(dataset, given, batches, before, start, meter)
+        loss = losses.mean()
+        own, moments = self._own(), state_tensors(self._optimiser)
+        _check_finite(given.round_number, *own, *moments)
+        _check_finite(given.round_number, torch.from_numpy(self._corrections_after))
         if self._personal is not None:
-            self._train_personal(self._personal, dataset, given, batches, before, after, start)
-            _check_finite(given.round_number, after.personal)
+            own = _copied(own)
+            self._train_personal(self._personal, dataset, given, batches, before, start)
+            _check_finite(given.round_number, torch.from_numpy(self._personal_after))
+
+        # Nothing fails from here on, so that a round that failed has left no half of a result.
+        after = self.layout.over(state_out)
+        travelling = len(self.parts.travelling)
+        copy_out(own[:travelling], parameters_out)
+        copy_out(own[travelling:], after.local)
+        read_state(self._optimiser, after.optimiser)
+        after.personal[:] = self._personal_after
+        parts = np.split(self._corrections_after, np.cumsum(self.layout.corrections)[:-1])
+        for target, part in zip(after.corrections, parts, strict=False):
+            target[:] = part
         after.write_head(position, prepared=before.prepared)
-        parameters_out[:], state_out[:] = result, new_state
         samples = sum(len(batch) for batch in batches)
-        return RoundSummary(math.fsum(losses) / len(losses), time.perf_counter() - started, samples)
+        return RoundSummary(loss, time.perf_counter() - started, samples)
 
     def _draw(
         self, dataset: Dataset[Any], given: RoundInput, position: Position
@@ -214,49 +244,43 @@ class Learner:
         given: RoundInput,
         batches: Sequence[list[int]],
         before: SiteState,
-        after: SiteState,
         start: Sequence[torch.Tensor],
-        on_progress: Callable[[Progress], None],
-    ) -> list[float]:
-        """Take the steps; returns the loss of each."""
+        meter: ProgressMeter,
+    ) -> RoundLosses:
+        """Take the steps, and let the corrections take notice of what came of them."""
         trained = self._trained()
-        optimiser = build_optimiser(self.model, self.settings)
-        install_state(optimiser, self.settings, before.optimiser)
+        install_state(self._optimiser, self.settings, before.optimiser)
         round_start = RoundStart(
             start, given.local_steps, len(batches), self.settings.learning_rate
         )
         for correction, state in zip(self._corrections, before.corrections, strict=True):
             correction.begin(round_start, state)
         self.model.train()
-        started = time.perf_counter()
-        losses: list[float] = []
-        samples = 0
-        steps = self._reader.steps(dataset, batches, self._part_size)
+        losses = RoundLosses()
+        steps = self._reader.steps(dataset, batches, self._part_size, given.seed)
         for step, (records, batch) in enumerate(zip(batches, steps, strict=True), start=1):
-            place = f"round {given.round_number}, local step {step} of {len(batches)}"
-            losses.append(self._fill(batch, len(records), place))
+            place = (
+                f"round {given.round_number}, local step {step} of {len(batches)}, "
+                f"{len(records)} records"
+            )
+            losses.add(self._fill(batch, len(records), place), place)
             for correction in self._corrections:
                 correction.correct(trained)
             with task_code("the optimiser's step"):
-                optimiser.step()
-            samples += len(records)
-            on_progress(
-                Progress(
-                    step=step,
-                    steps=len(batches),
-                    loss=losses[-1],
-                    samples_per_second=samples / max(time.perf_counter() - started, 1e-9),
-                    gpu_memory_bytes=gpu_memory_bytes(self.device),
-                )
-            )
-        for correction, state in zip(self._corrections, after.corrections, strict=True):
-            correction.finish(trained, state)
-        read_state(optimiser, after.optimiser)
+                self._optimiser.step()
+            meter.step_done(len(records), losses)
+        self._finish_corrections(trained)
         return losses
 
-    def _fill(self, batch: Iterator[tuple[Any, int]], records: int, place: str) -> float:
+    def _finish_corrections(self, trained: Sequence[torch.nn.Parameter]) -> None:
+        offset = 0
+        for correction, floats in zip(self._corrections, self.layout.corrections, strict=True):
+            correction.finish(trained, self._corrections_after[offset : offset + floats])
+            offset += floats
+
+    def _fill(self, batch: Iterator[tuple[Any, int]], records: int, place: str) -> Loss:
         """The gradients of a step, clipped where that is set; returns its loss."""
-        loss = self.gradients.fill(self.model, batch, records, f"{place}, {records} records")
+        loss = self.gradients.fill(self.model, batch, records, place)
         if self.settings.gradient_clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(
                 self.model.parameters(), self.settings.gradient_clip_norm
@@ -270,7 +294,6 @@ class Learner:
         given: RoundInput,
         batches: Sequence[list[int]],
         before: SiteState,
-        after: SiteState,
         start: Sequence[torch.Tensor],
     ) -> None:
         """Train the site's own model on the same records; the model is changed to it."""
@@ -280,12 +303,17 @@ class Learner:
         targets = dict(zip(self.parts.trained, start, strict=True))
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self.model.train()
-        steps = self._reader.steps(dataset, batches, self._part_size)
+        losses = RoundLosses()
+        steps = self._reader.steps(dataset, batches, self._part_size, given.seed)
         for step, (records, batch) in enumerate(zip(batches, steps, strict=True), start=1):
-            place = f"round {given.round_number}, personal step {step} of {len(batches)}"
-            self._fill(batch, len(records), place)
+            place = (
+                f"round {given.round_number}, personal step {step} of {len(batches)}, "
+                f"{len(records)} records"
+            )
+            losses.add(self._fill(batch, len(records), place), place)
             personal.step([p for _, p in named], [targets.get(name) for name, _ in named])
-        personal.keep(self._own(), after.personal)
+        losses.latest()
+        personal.keep(self._own(), self._personal_after)
 
     def _prepares(self, dataset: Dataset[Any], given: RoundInput, before: SiteState) -> bool:
         assert isinstance(self.task, PreparingTask)  # noqa: S101 - asked before
@@ -298,14 +326,15 @@ class Learner:
         self, given: RoundInput, started: float, parameters_out: Vector, state_out: Vector
     ) -> RoundSummary:
         """The end of a round in which the task settled something and no step was taken."""
-        result, new_state = self.genesis(), np.array(given.state)
-        after = self.layout.over(new_state)
+        own = self._own()
+        _check_finite(given.round_number, *own)
+        state_out[:] = given.state
+        after = self.layout.over(state_out)
+        copy_out(self._travelling(), parameters_out)
         copy_out(self._local(), after.local)
         if self._personal is not None:
-            copy_out(self._own(), after.personal)
+            copy_out(own, after.personal)
         after.write_head(after.position, prepared=True)
-        _check_finite(given.round_number, result)
-        parameters_out[:], state_out[:] = result, new_state
         return RoundSummary(0.0, time.perf_counter() - started, 0)
 
     @torch.no_grad()
@@ -362,8 +391,8 @@ def _assign(tensors: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> 
         tensor.copy_(value)
 
 
-def _check_finite(round_number: int, *vectors: Vector) -> None:
-    if not all(np.isfinite(vector).all() for vector in vectors):
+def _check_finite(round_number: int, *tensors: torch.Tensor) -> None:
+    if not all_finite(tensors):
         raise TrainingError(
             f"the model is not finite after round {round_number}; nothing is "
             "published; lower learning_rate or set gradient_clip_norm"
@@ -381,10 +410,9 @@ def round_seed(seed: int, site: str, round_number: int) -> int:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every generator that a model or a dataset may draw from."""
+    """Seed every generator that a model or a dataset may draw from, on every device."""
     torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
+    seed_generators(seed)
 
 
 def genesis_model(task: Task, seed: int) -> torch.nn.Module:
@@ -398,7 +426,3 @@ def genesis_model(task: Task, seed: int) -> torch.nn.Module:
     if not isinstance(model, torch.nn.Module):
         raise TaskError(f"build_model returned {type(model).__name__}, no torch.nn.Module")
     return model
-
-
-def gpu_memory_bytes(device: torch.device) -> int:
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

@@ -41,9 +41,11 @@ def optimiser_floats(model: torch.nn.Module, settings: LoopSettings) -> int:
 
 
 def install_state(optimiser: torch.optim.Optimizer, settings: LoopSettings, vector: Vector) -> None:
-    """Give the optimiser the state in ``vector``, shape (s,)."""
+    """Give the optimiser the state in ``vector``, shape (s,), whatever it had before."""
     for parameter in _parameters(optimiser):
         state: dict[str, torch.Tensor] = optimiser.state[parameter]
+        if state:
+            continue
         if settings.optimiser == "adamw":
             # torch keeps the count on the CPU, wherever the parameter is.
             state["step"] = torch.zeros((), dtype=torch.float32)
@@ -52,12 +54,22 @@ def install_state(optimiser: torch.optim.Optimizer, settings: LoopSettings, vect
         elif settings.momentum:
             # Equal to torch's own start: momentum * 0 + gradient.
             state["momentum_buffer"] = torch.zeros_like(parameter)
-    copy_in(vector, _tensors(optimiser))
+    copy_in(vector, state_tensors(optimiser))
 
 
 def read_state(optimiser: torch.optim.Optimizer, vector: Vector) -> None:
     """Lay the optimiser's state into ``vector``, shape (s,)."""
-    copy_out(_tensors(optimiser), vector)
+    copy_out(state_tensors(optimiser), vector)
+
+
+def state_tensors(optimiser: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """The optimiser's state, in the order of its vector."""
+    return [
+        tensor
+        for parameter in _parameters(optimiser)
+        for tensor in optimiser.state[parameter].values()
+        if isinstance(tensor, torch.Tensor)
+    ]
 
 
 def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
@@ -66,12 +78,3 @@ def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 def _parameters(optimiser: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
     return list(chain.from_iterable(group["params"] for group in optimiser.param_groups))
-
-
-def _tensors(optimiser: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return [
-        tensor
-        for parameter in _parameters(optimiser)
-        for tensor in optimiser.state[parameter].values()
-        if isinstance(tensor, torch.Tensor)
-    ]

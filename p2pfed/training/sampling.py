@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 import msgpack
 import numpy as np
@@ -11,7 +12,10 @@ from p2pfed.training.regions import Vector
 
 SAMPLER_CONTEXT = b"p2pfed/1 sampler"
 POSITION_FLOATS = 3
+KEPT_PASSES = 2  # a round's draw seldom spans more
 _EXACT = 1 << 24  # whole numbers below it are exact as float32
+
+Order = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,19 @@ class Sampler:
         batches = order[:wanted].reshape(steps, size).tolist()
         return batches, Position(passes, self.records - left)
 
-    def _pass(self, number: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        encoded: bytes = msgpack.packb([self.seed, number])
-        digest = hashlib.blake2b(SAMPLER_CONTEXT + encoded, digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-        return torch.randperm(self.records, generator=generator).numpy()
+    def _pass(self, number: int) -> Order:
+        return _order_of(self.records, self.seed, number)
+
+
+@lru_cache(KEPT_PASSES)
+def _order_of(records: int, seed: int, number: int) -> Order:
+    """The order of a pass, shape (records,); read-only, because the next round reads it again."""
+    encoded: bytes = msgpack.packb([seed, number])
+    digest = hashlib.blake2b(SAMPLER_CONTEXT + encoded, digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    order: Order = torch.randperm(records, generator=generator).numpy()
+    order.setflags(write=False)
+    return order
 
 
 def sampler_seed(seed: int, site: str) -> int:

@@ -4,13 +4,13 @@ The vector holds the travelling tensors (:mod:`p2pfed.training.partition`) one a
 """
 
 import hashlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
 import msgpack
-import numpy as np
 import torch
 
 from p2pfed.errors import TrainingError
@@ -76,22 +76,62 @@ def floats_of(tensors: Sequence[torch.Tensor]) -> int:
 def copy_out(tensors: Sequence[torch.Tensor], vector: Vector) -> None:
     """Lay the tensors one after the other into ``vector``, which they fill exactly."""
     _check_length(tensors, vector)
-    offset = 0
-    for tensor in tensors:
-        vector[offset : offset + tensor.numel()] = tensor.detach().cpu().numpy().reshape(-1)
-        offset += tensor.numel()
+    target, detached = torch.from_numpy(vector), [tensor.detach() for tensor in tensors]
+    if _device_of_all(tensors) in (None, torch.device("cpu")):
+        for part, tensor in zip(_split(target, tensors), detached, strict=True):
+            part.copy_(tensor)
+    else:
+        # One transfer instead of one for each tensor, each of which would wait for the device.
+        target.copy_(torch.cat([tensor.reshape(-1) for tensor in detached]))
 
 
 @torch.no_grad()
 def copy_in(vector: Vector, tensors: Sequence[torch.Tensor]) -> None:
-    """Fill the tensors, one after the other, from ``vector``."""
+    """Fill the tensors, one after the other, from ``vector``, which may be read-only."""
     _check_length(tensors, vector)
-    offset = 0
+    source = _readable(vector).to(_device_of_all(tensors))
+    for part, tensor in zip(_split(source, tensors), tensors, strict=True):
+        tensor.copy_(part)
+
+
+def _readable(vector: Vector) -> torch.Tensor:
+    """``vector`` as a tensor over the same memory, not to be written to.
+
+    Torch has no read-only tensors and warns of it; the trainer's inputs are read-only.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(vector)
+
+
+def _split(flat: torch.Tensor, tensors: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Views of ``flat``, shape (n,), in the shapes of ``tensors``, which it holds in a row."""
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return (part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True))
+
+
+@torch.no_grad()
+def all_finite(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether no tensor holds an infinity or a NaN; one pass over them and no copy."""
+    # The extremes are finite where all is: a NaN is passed on as both.
+    extremes = [torch.stack(torch.aminmax(tensor)) for tensor in tensors if tensor.numel()]
+    return all(
+        bool(torch.isfinite(torch.stack(on_device)).all())
+        for on_device in _by_device(extremes).values()
+    )
+
+
+def _device_of_all(tensors: Sequence[torch.Tensor]) -> torch.device | None:
+    """Where they are; None where they are apart, as AdamW's moments and its counts of steps."""
+    devices = {tensor.device for tensor in tensors}
+    return devices.pop() if len(devices) == 1 else None
+
+
+def _by_device(tensors: Sequence[torch.Tensor]) -> dict[torch.device, list[torch.Tensor]]:
+    found: dict[torch.device, list[torch.Tensor]] = {}
     for tensor in tensors:
-        # A copy, because torch has no read-only tensors and the trainer's inputs are read-only.
-        part = np.array(vector[offset : offset + tensor.numel()])
-        tensor.copy_(torch.from_numpy(part).view(tensor.shape))
-        offset += tensor.numel()
+        found.setdefault(tensor.device, []).append(tensor)
+    return found
 
 
 def filled_like(tensors: Sequence[torch.Tensor], vector: Vector) -> list[torch.Tensor]:
