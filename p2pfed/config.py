@@ -15,6 +15,8 @@ from p2pfed.settings import Settings, read_toml, validate
 from p2pfed.topology.file import MAX_ADDRESSES, Address, Name, Number
 
 SCHEMA_VERSION = 1
+MAX_LOADER_WORKERS = 64
+MAX_PROCESSES = 16
 MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108 with its terminating zero
 DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/7400",)
 
@@ -134,6 +136,23 @@ class Training(Settings):
         description="Local steps a round that this site takes at most, where the federation's are "
         "too many for its machine. Default: as many as the federation. Needs a restart.",
         ge=1,
+    )
+    loader_workers: int = Field(
+        0,
+        description="Processes that read records ahead of the step that needs them; for records "
+        "that are read or augmented one by one, not for a table. Each takes some 300 MB and its "
+        "own copy of the data set. The result does not depend on it. Default 0: none. Needs a "
+        "restart.",
+        ge=0,
+        le=MAX_LOADER_WORKERS,
+    )
+    processes: int = Field(
+        1,
+        description="Processes that share each local step, under torchrun: as many as there are "
+        "GPUs to use; process n takes cuda:n. Default 1. Another number gives other rounding. "
+        "Needs a restart.",
+        ge=1,
+        le=MAX_PROCESSES,
     )
 
 

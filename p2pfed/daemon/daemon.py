@@ -91,6 +91,7 @@ def trainer_request(site: Site, topology: Topology) -> frames.Open:
         maximum_local_steps=site.file.training.maximum_local_steps,
         topology_file=str(topology.path),
         site_file=str(site.path),
+        loader_workers=site.file.training.loader_workers,
     )
 
 
@@ -123,6 +124,7 @@ class Daemon:
             trainer_request(site, topology),
             on_progress=lambda _: self._changed(),
             on_log=lambda line: log.info("trainer", line=line),
+            processes=site.file.training.processes,
         )
         self._change = trio.Event()
         self._one_reload = trio.Lock()

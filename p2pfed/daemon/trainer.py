@@ -78,6 +78,7 @@ class Trainer:
     :param request: what to open.
     :param on_progress: gets the steps of a round under way; must not block.
     :param on_log: gets each line that the process prints, bounded; must not block.
+    :param processes: that share each local step; more than one run under torchrun.
     """
 
     def __init__(
@@ -86,11 +87,13 @@ class Trainer:
         *,
         on_progress: Callable[[frames.Progress], None],
         on_log: Callable[[str], None],
+        processes: int = 1,
     ) -> None:
         self.status = TrainerStatus()
         self._request = request
         self._on_progress = on_progress
         self._on_log = on_log
+        self._processes = processes
         self._lock = trio.Lock()
         self._opened: _Opened | None = None
         self._process: TrainerProcess | None = None
@@ -238,7 +241,7 @@ class Trainer:
         """Run one process from its start to its end; returns why it ended."""
         self._show(state="starting" if self._opened is None else "restarting")
         try:
-            process = await start_trainer_process(descriptor, self._on_log)
+            process = await start_trainer_process(descriptor, self._on_log, self._processes)
         except TrainerDiedError as error:
             self._start_failed(error)
             return error

@@ -189,7 +189,7 @@ class TrainerProcess:
 
 
 async def start_trainer_process(
-    memory_descriptor: int, on_log: Callable[[str], None]
+    memory_descriptor: int, on_log: Callable[[str], None], processes: int = 1
 ) -> TrainerProcess:
     """Start a trainer process (spawned, never forked) that shares ``memory_descriptor``.
 
@@ -198,6 +198,7 @@ async def start_trainer_process(
 
     :param on_log: gets each line that it prints, at most ``MAX_LOG_LINE_CHARACTERS`` long and
         ``MAX_LOG_LINES_PER_REQUEST`` a request.
+    :param processes: that share each local step.
     :raises TrainerDiedError: it cannot be started.
     """
     ours, theirs = socket.socketpair()
@@ -212,6 +213,7 @@ async def start_trainer_process(
                     "p2pfed.training",
                     f"--control-fd={control}",
                     f"--memory-fd={memory_descriptor}",
+                    f"--processes={processes}",
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

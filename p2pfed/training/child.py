@@ -4,6 +4,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from p2pfed.errors import ConfigurationError, DataError, TrainingError
@@ -12,6 +13,7 @@ from p2pfed.training import frames
 from p2pfed.training.export import evaluate_on_file, export_model
 from p2pfed.training.loading import LoadedTask, device_words, load
 from p2pfed.training.loop import RoundInput, round_seed
+from p2pfed.training.processes import Processes, SharedGradients
 from p2pfed.training.regions import RegionLayout, Regions
 from p2pfed.training.sampling import sampler_seed
 from p2pfed.training.task import DeviceMemoryError, TaskError
@@ -19,17 +21,32 @@ from p2pfed.training.task import DeviceMemoryError, TaskError
 PROGRESS_INTERVAL_SECONDS = 0.25
 
 
-def serve(connection: socket.socket, memory_descriptor: int) -> None:
+def serve(
+    connection: socket.socket, memory_descriptor: int, processes: Processes | None = None
+) -> None:
     """Answer requests until the daemon closes its end.
 
+    :param processes: those that share the local steps, where there are several.
     :raises FrameError: the daemon sent something that is no request.
     """
     prepare_torch()
-    trainer = _Trainer(memory_descriptor, lambda reply: connection.sendall(frames.encode(reply)))
+    leads = processes is None or processes.leads
+
+    def send(reply: frames.Message) -> None:
+        if leads or not isinstance(reply, frames.Progress):
+            connection.sendall(frames.encode(reply))
+
+    trainer = _Trainer(memory_descriptor, send, processes)
     with connection.makefile("rb") as stream:
         while len(prefix := stream.read(frames.LENGTH.size)) == frames.LENGTH.size:
             body = stream.read(frames.body_length(prefix))
-            connection.sendall(_answer(trainer, frames.decode(body)))
+            request = frames.decode(body)
+            if processes is not None:
+                processes.pass_on(request)
+            answer = _answer(trainer, request)
+            if processes is not None and leads:
+                answer = processes.agree(request, answer)
+            send(answer)
 
 
 def prepare_torch() -> None:
@@ -40,20 +57,20 @@ def prepare_torch() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def _answer(trainer: "_Trainer", request: frames.Message) -> bytes:
-    """The answer to ``request`` as a frame: its counterpart, or why there is none."""
+def _answer(trainer: "_Trainer", request: frames.Message) -> frames.Message:
+    """The answer to ``request``: its counterpart, or why there is none."""
     try:
-        return frames.encode(trainer.answer(request))
+        return trainer.answer(request)
     except DataError as error:
-        return frames.encode(_failure("data", error))
+        return _failure("data", error)
     except ConfigurationError as error:
-        return frames.encode(_failure("configuration", error))
+        return _failure("configuration", error)
     except DeviceMemoryError as error:
-        return frames.encode(_failure("out_of_memory", error))
+        return _failure("out_of_memory", error)
     except TaskError as error:
-        return frames.encode(_failure("task", error))
+        return _failure("task", error)
     except TrainingError as error:
-        return frames.encode(_failure("training", error))
+        return _failure("training", error)
 
 
 def _failure(kind: frames.FailureKind, error: Exception) -> frames.Failed:
@@ -70,9 +87,15 @@ def _failure(kind: frames.FailureKind, error: Exception) -> frames.Failed:
 class _Trainer:
     """What this process holds between requests: the task once opened, the memory once mapped."""
 
-    def __init__(self, memory_descriptor: int, send: Callable[[frames.Reply], None]) -> None:
+    def __init__(
+        self,
+        memory_descriptor: int,
+        send: Callable[[frames.Reply], None],
+        processes: Processes | None,
+    ) -> None:
         self._memory_descriptor = memory_descriptor
         self._send = send
+        self._processes = processes
         self._loaded: LoadedTask | None = None
         self._regions: Regions | None = None
 
@@ -102,7 +125,12 @@ class _Trainer:
     def _open(self, request: frames.Open) -> frames.Ready:
         # Another number of threads sums in another order: the bytes of a round depend on it.
         torch.set_num_threads(request.threads)
-        loaded = load(request)
+        loaded = load(request, self._processes.share if self._processes is not None else None)
+        learner = loaded.learner
+        words = device_words(learner.device)
+        if self._processes is not None:
+            learner.gradients = SharedGradients(learner.gradients, self._processes, learner.device)
+            words = f"{words} and {self._processes.share.processes - 1} more"
         self._loaded = loaded
         return frames.Ready(
             dimension=loaded.learner.schema.dimension,
@@ -112,7 +140,7 @@ class _Trainer:
             schema=loaded.learner.schema.tensors,
             training_records=loaded.training_records,
             holdout_records=loaded.holdout_records,
-            device=device_words(loaded.learner.device),
+            device=words,
             torch_version=torch.__version__,
         )
 
@@ -141,11 +169,15 @@ class _Trainer:
             sampler_seed=sampler_seed(opened.seed, opened.site),
             steps=opened.maximum_local_steps,
         )
+        if self._processes is not None:
+            self._processes.join(loaded.learner.device)
+        out = regions.parameters_out, regions.state_out
+        if self._processes is not None and not self._processes.leads:
+            out = np.empty_like(out[0]), np.empty_like(out[1])  # process 0's is the daemon's
         summary = loaded.learner.train(
             loaded.datasets.training,
             given,
-            regions.parameters_out,
-            regions.state_out,
+            *out,
             self._send,
             PROGRESS_INTERVAL_SECONDS,
         )
@@ -165,4 +197,3 @@ class _Trainer:
         if self._loaded is None or self._regions is None:
             raise frames.FrameError("a request before Open and Map")
         return self._loaded, self._regions
-

@@ -49,6 +49,7 @@ class Open:
     :ivar minimum_records: fewer training records than this are refused.
     :ivar threads: intra-op threads; another number gives other bytes for the same round.
     :ivar maximum_local_steps: more than these this site does not take in a round.
+    :ivar loader_workers: processes that read records ahead; 0 for none.
     :ivar topology_file: named in messages, like ``site_file``; neither is read.
     """
 
@@ -65,6 +66,7 @@ class Open:
     maximum_local_steps: Annotated[int, Field(ge=1)] | None = None
     topology_file: str = "topology.toml"
     site_file: str = "site.toml"
+    loader_workers: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -27,9 +27,7 @@ class LoaderWorkers:
     :param pinned: batches come in memory from which a GPU copies without waiting.
     """
 
-    def __init__(
-        self, workers: int, collate: Callable[[list[Any]], Any], *, pinned: bool
-    ) -> None:
+    def __init__(self, workers: int, collate: Callable[[list[Any]], Any], *, pinned: bool) -> None:
         self._workers = workers
         self._collate = collate
         self._pinned = pinned
@@ -62,7 +60,7 @@ class LoaderWorkers:
             self._dataset = dataset
             self._loader = DataLoader(
                 _Collated(dataset, self._collate),
-                batch_sampler=self._parts,  # type: ignore[arg-type]
+                batch_sampler=self._parts,
                 collate_fn=_only,
                 num_workers=self._workers,
                 multiprocessing_context="spawn",

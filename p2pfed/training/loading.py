@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import inspect
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +15,15 @@ import torch
 from p2pfed.errors import ConfigurationError, DataError, Problem
 from p2pfed.tasks_catalogue import BUILTIN_TASKS, BuiltinTask
 from p2pfed.training.frames import Open
+from p2pfed.training.loader_workers import why_not_passed_on
 from p2pfed.training.loop import Learner, genesis_model
-from p2pfed.training.records import record_count
+from p2pfed.training.partition import BATCH_NORMS
+from p2pfed.training.records import Reader, Share, record_count, tensors_of
 from p2pfed.training.schema import prepare
 from p2pfed.training.settings import loop_settings
 from p2pfed.training.task import Datasets, Task, TaskError, task_code
+
+logger = logging.getLogger(__name__)
 
 TASK_METHODS = ("build_model", "datasets", "loss", "metrics")
 
@@ -34,14 +39,15 @@ class LoadedTask:
     holdout_records: int
 
 
-def load(request: Open) -> LoadedTask:
+def load(request: Open, share: Share | None = None) -> LoadedTask:
     """Load the task and the data that ``request`` names.
 
+    :param share: this process's of each local step, where several share them.
     :raises ConfigurationError: the class, its options or the device cannot be used.
     :raises DataError: the site's data do not fit the task, or are too few.
     :raises TrainingError: the task's own code failed, or its model cannot travel.
     """
-    device = pick_device(request.device, Path(request.site_file))
+    device = pick_device(request.device, Path(request.site_file), share)
     task = load_task(request)
     settings = loop_settings(request.options, Path(request.topology_file))
     with task_code("datasets"):
@@ -52,9 +58,13 @@ def load(request: Open) -> LoadedTask:
     check_record_floor(request, training_records)
     model = genesis_model(task, request.seed)
     prepare(model)
+    if share is not None:
+        _warn_of_batch_norm(model, share)
+    _check_loader_workers(request, task, datasets)
+    reader = Reader(task, device, request.loader_workers, share)
     return LoadedTask(
         request=request,
-        learner=Learner(task, model, settings, device, Path(request.topology_file)),
+        learner=Learner(task, model, settings, device, Path(request.topology_file), reader),
         datasets=datasets,
         training_records=training_records,
         holdout_records=record_count(datasets.holdout),
@@ -135,9 +145,41 @@ def _find_class(request: Open) -> Callable[..., Task]:
     return cast(Callable[..., Task], found)
 
 
-def pick_device(name: str, site_file: Path) -> torch.device:
+def _warn_of_batch_norm(model: torch.nn.Module, share: Share) -> None:
+    norms = [name for name, module in model.named_modules() if isinstance(module, BATCH_NORMS)]
+    if norms and share.rank == 0:
+        logger.warning(
+            "batch norm (%s) sees each process's share of a batch, a record in %d; raise "
+            "batch_size, or use group norm",
+            norms[0],
+            share.processes,
+        )
+
+
+def _check_loader_workers(request: Open, task: Task, datasets: Datasets) -> None:
+    """:raises ConfigurationError: other processes cannot be given the records to read."""
+    if not request.loader_workers or tensors_of(datasets.training) is not None:
+        return
+    reason = why_not_passed_on(datasets.training, getattr(task, "collate", None))
+    if reason is not None:
+        raise ConfigurationError(
+            [
+                Problem(
+                    Path(request.site_file),
+                    "training.loader_workers",
+                    str(request.loader_workers),
+                    f"this task's records cannot be passed to another process: {reason}",
+                    "set it to 0, or keep open files and functions within functions out of the "
+                    "Dataset",
+                )
+            ]
+        )
+
+
+def pick_device(name: str, site_file: Path, share: Share | None = None) -> torch.device:
     """The device to train on: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
+    :param share: of several processes each takes the GPU of its own number.
     :raises ConfigurationError: no such device here.
     """
 
@@ -146,7 +188,11 @@ def pick_device(name: str, site_file: Path) -> torch.device:
         return ConfigurationError([Problem(site_file, "training.device", name, reason, remedy)])
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if share is not None and name.startswith("cuda"):
+        if name != "cuda":
+            raise refusal("each of several processes takes a GPU of its own")
+        name = f"cuda:{share.rank}"
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -23,7 +23,7 @@ from p2pfed.training.optimiser import (
     install_state,
     optimiser_floats,
     read_state,
-    state_tensors,
+    state_that_may_be_infinite,
 )
 from p2pfed.training.partition import partition, restore_unsent, unsent_state
 from p2pfed.training.personal import PersonalModel
@@ -210,9 +210,13 @@ class Learner:
         start = _copied(self._trained()) if needs_start else []
         losses = self._local_steps(dataset, given, batches, before, start, meter)
         loss = losses.mean()
-        own, moments = self._own(), state_tensors(self._optimiser)
-        _check_finite(given.round_number, *own, *moments)
-        _check_finite(given.round_number, torch.from_numpy(self._corrections_after))
+        own = self._own()
+        _check_finite(
+            given.round_number,
+            *own,
+            *state_that_may_be_infinite(self._optimiser, self.settings),
+            torch.from_numpy(self._corrections_after),
+        )
         if self._personal is not None:
             own = _copied(own)
             self._train_personal(self._personal, dataset, given, batches, before, start)

@@ -15,19 +15,24 @@ from p2pfed.training.settings import LoopSettings
 
 
 def build_optimiser(model: torch.nn.Module, settings: LoopSettings) -> torch.optim.Optimizer:
+    """torch's own, in its fused form: one pass over parameters, gradients and state a step."""
     parameters = _trained(model)
+    # The fused kernels take no sparse gradients, as torch.nn.Embedding(sparse=True) has them.
+    fused = not any(getattr(module, "sparse", False) is True for module in model.modules())
     if settings.optimiser == "sgd":
         return torch.optim.SGD(
             parameters,
             lr=settings.learning_rate,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
+            fused=fused,
         )
     return torch.optim.AdamW(
         parameters,
         lr=settings.learning_rate,
         betas=(settings.momentum, settings.second_moment),
         weight_decay=settings.weight_decay,
+        fused=fused,
     )
 
 
@@ -47,8 +52,10 @@ def install_state(optimiser: torch.optim.Optimizer, settings: LoopSettings, vect
         if state:
             continue
         if settings.optimiser == "adamw":
-            # torch keeps the count on the CPU, wherever the parameter is.
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            # Where torch itself would put the count.
+            fused = optimiser.param_groups[0]["fused"]
+            device = parameter.device if fused else torch.device("cpu")
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         elif settings.momentum:
@@ -70,6 +77,17 @@ def state_tensors(optimiser: torch.optim.Optimizer) -> list[torch.Tensor]:
         for tensor in optimiser.state[parameter].values()
         if isinstance(tensor, torch.Tensor)
     ]
+
+
+def state_that_may_be_infinite(
+    optimiser: torch.optim.Optimizer, settings: LoopSettings
+) -> list[torch.Tensor]:
+    """State that a finite model says nothing of.
+
+    None of SGD's: each step adds the momentum itself to the model. AdamW divides by the second
+    moment, so that one which has grown infinite leaves the model as it is for ever.
+    """
+    return state_tensors(optimiser) if settings.optimiser == "adamw" else []
 
 
 def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:

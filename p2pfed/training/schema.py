@@ -106,7 +106,7 @@ def _readable(vector: Vector) -> torch.Tensor:
 
 def _split(flat: torch.Tensor, tensors: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
     """Views of ``flat``, shape (n,), in the shapes of ``tensors``, which it holds in a row."""
-    parts = flat.split([tensor.numel() for tensor in tensors])
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
     return (part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True))
 
 

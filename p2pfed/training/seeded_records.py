@@ -51,7 +51,7 @@ class SeededRecords(Dataset[Any]):
 
 def seed_generators(seed: int) -> None:
     """Seed the generators that a dataset may draw from on the CPU."""
-    torch.random.default_generator.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
 
@@ -59,11 +59,11 @@ def seed_generators(seed: int) -> None:
 @contextmanager
 def unchanged_generators() -> Iterator[None]:
     """Leave the generators as they are now: the model's own draws go on where they were."""
-    torch_state = torch.random.default_generator.get_state()
+    torch_state = torch.default_generator.get_state()
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         yield
     finally:
-        torch.random.default_generator.set_state(torch_state)
+        torch.default_generator.set_state(torch_state)
         random.setstate(python_state)
         np.random.set_state(numpy_state)

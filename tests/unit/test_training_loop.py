@@ -123,11 +123,11 @@ def test_rounds_with_carried_state_equal_plain_torch_without_interruption(
     plain = genesis_model(task, seed=4)
     if optimiser == "sgd":
         steps: torch.optim.Optimizer = torch.optim.SGD(
-            plain.parameters(), lr=0.02, momentum=0.9, weight_decay=0.01
+            plain.parameters(), lr=0.02, momentum=0.9, weight_decay=0.01, fused=True
         )
     else:
         steps = torch.optim.AdamW(
-            plain.parameters(), lr=0.02, betas=(0.9, 0.999), weight_decay=0.01
+            plain.parameters(), lr=0.02, betas=(0.9, 0.999), weight_decay=0.01, fused=True
         )
     features, targets = task.data.tensors
     batches, _ = Sampler(RECORDS, 8, SAMPLER_SEED).draw(Position(), 15)
