@@ -59,6 +59,10 @@ class ConfigurationError(P2pfedError):
         self.problems = tuple(problems)
         super().__init__("\n".join(str(problem) for problem in problems))
 
+    def __reduce__(self) -> tuple[type["ConfigurationError"], tuple[list[Problem]]]:
+        # Between processes; an exception's default would make it of its text.
+        return type(self), (list(self.problems),)
+
 
 class KeyFileError(ConfigurationError):
     """A key file is missing, damaged, or readable by somebody else."""

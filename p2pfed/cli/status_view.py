@@ -73,6 +73,12 @@ def _trainer(status: Status) -> str:
     text = f"{trainer.state} on {trainer.device or 'no device yet'}"
     if trainer.step is not None:
         text += f", step {trainer.step} of {trainer.steps}"
+        if trainer.samples_per_second is not None:
+            text += f", {trainer.samples_per_second:.3g} samples/s"
+        if trainer.data_wait_share is not None:
+            text += f", waits for data {trainer.data_wait_share:.0%}"
+        if trainer.gpu_memory_bytes:
+            text += f", {size(trainer.gpu_memory_bytes)} on the GPU"
     if trainer.restarts:
         text += f", restarted {trainer.restarts} times"
     return text

@@ -60,7 +60,9 @@ class ModelStatus:
 @dataclass(frozen=True, slots=True)
 class TrainerReport:
     """``silent_seconds`` since the last sign of life under a request; ``patience_seconds`` of
-    silence are usual there. Both are None while the trainer is asked for nothing."""
+    silence are usual there. Both are None while the trainer is asked for nothing.
+    ``data_wait_share`` is of the round's time so far; with ``gpu_memory_bytes`` (0 on a CPU) it
+    is None between rounds."""
 
     state: str
     pid: int | None
@@ -74,6 +76,8 @@ class TrainerReport:
     holdout_records: int
     silent_seconds: float | None = None
     patience_seconds: float | None = None
+    data_wait_share: float | None = None
+    gpu_memory_bytes: int | None = None
 
     @property
     def stands_still(self) -> bool:

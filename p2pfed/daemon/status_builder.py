@@ -149,6 +149,8 @@ class StatusBuilder:
             holdout_records=ready.holdout_records,
             silent_seconds=silent_seconds,
             patience_seconds=status.patience_seconds,
+            data_wait_share=round(progress.data_wait_share, 4) if progress else None,
+            gpu_memory_bytes=progress.gpu_memory_bytes if progress else None,
         )
 
     def _neighbour(self, name: str) -> NeighbourStatus:

@@ -82,3 +82,11 @@ def test_every_field_is_documented() -> None:
         table = field.annotation
         for inner, info in getattr(table, "model_fields", {}).items():
             assert "restart" in (info.description or ""), f"{name}.{inner}"
+
+
+def test_what_a_site_may_use_for_its_local_steps_is_bounded(tmp_path: Path) -> None:
+    text = "schema_version = 1\nname = 'alpha'\n[training]\n"
+    found = problems(write(tmp_path, text + "processes = 17\nloader_workers = 65"))
+    assert set(found) == {"training.processes", "training.loader_workers"}
+    training = load_site(write(tmp_path, text + "processes = 2\nloader_workers = 4")).file.training
+    assert (training.processes, training.loader_workers) == (2, 4)

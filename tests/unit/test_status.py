@@ -207,3 +207,22 @@ def test_what_the_system_does_not_say_is_no_metric() -> None:
     assert "p2pfed_tasks 31.0" in text
     assert "open_files" not in text
     assert "memory_bytes" not in text
+
+
+def test_a_round_under_way_is_shown_with_its_pace_and_its_memory() -> None:
+    sample = status()
+    under_way = dataclasses.replace(
+        sample.trainer,
+        state="training",
+        device="cuda:0",
+        step=3,
+        steps=20,
+        samples_per_second=1234.0,
+        data_wait_share=0.031,
+        gpu_memory_bytes=2_000_000_000,
+    )
+    console = Console(width=400, record=True)
+    console.print(render(dataclasses.replace(sample, trainer=under_way)))
+    shown = console.export_text()
+    assert "training on cuda:0, step 3 of 20, 1.23e+03 samples/s, waits for data 3%" in shown
+    assert "2.0 GB on the GPU" in shown

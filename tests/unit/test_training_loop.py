@@ -370,6 +370,53 @@ def test_a_collation_of_the_task_is_used() -> None:
     assert torch.equal(batch[0], learner.task.data.tensors[0] * 2.0)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_mixed_precision_in_parts_on_the_gpu_agrees_with_the_cpu() -> None:
+    task = Regression(dropout=0.0)
+    exact = learner_of(Plain(), learning_rate=0.05, momentum=0.0)
+    start, state = genesis_of(exact), fresh_state(exact)
+    expected, _ = train(exact, start, state, steps=60)
+    model = genesis_model(Plain(), seed=4)
+    prepare(model)
+    settings = LoopSettings(
+        batch_size=8,
+        micro_batch_size=3,
+        precision="bfloat16",
+        learning_rate=0.05,
+        momentum=0.0,
+        optimiser="sgd",
+    )
+    heard: list[Progress] = []
+    learner = Learner(Plain(), model, settings, torch.device("cuda"))
+    trained, _ = train(learner, start, state, steps=60, heard=heard)
+    np.testing.assert_allclose(trained, expected, atol=0.05)
+    assert heard[-1].gpu_memory_bytes >= start.nbytes
+    again, _ = train(learner, start, state, steps=60)
+    assert again.tobytes() == trained.tobytes()
+
+    failing = Learner(NanAtStepTwo(), genesis_model(task, seed=4), settings, torch.device("cuda"))
+    with pytest.raises(TrainingError, match=r"local step 1 of 5, 8 records.*nan"):
+        train(failing, genesis_of(failing), fresh_state(failing))
+
+
+def test_a_loss_that_is_not_finite_in_one_part_ends_the_round() -> None:
+    learner = learner_of(NanAtStepTwo(), micro_batch_size=4)
+    with pytest.raises(TrainingError, match=r"local step 1 of 5, 8 records: the loss is nan"):
+        train(learner, genesis_of(learner), fresh_state(learner))
+
+
+def test_mixed_precision_in_parts_is_the_same_again_after_a_failed_round() -> None:
+    settings = {"precision": "bfloat16", "micro_batch_size": 3, "optimiser": "adamw"}
+    learner, other = learner_of(NanAtStepTwo(), **settings), learner_of(Regression(), **settings)
+    start, state = genesis_of(learner), fresh_state(learner)
+    with pytest.raises(TrainingError, match="nan"):
+        train(learner, start, state)
+    after, expected = train(learner, start, state), train(other, start, state)
+    assert after[0].tobytes() == expected[0].tobytes()
+    assert after[1].tobytes() == expected[1].tobytes()
+
+
 class Prepares(Plain):
     """Settles the mean of the features in two rounds."""
 
