@@ -14,10 +14,11 @@ from sklearn.metrics import log_loss as reference_log_loss
 from sklearn.metrics import roc_auc_score
 
 from p2pfed.errors import ConfigurationError, DataError
-from p2pfed.training import table as table_module
 from p2pfed.training.baseline import predict, train_baseline
 from p2pfed.training.evaluation.binary import accuracy, auc, binary_metrics, log_loss
-from p2pfed.training.tasks.tabular.task import Table, Tabular, split
+from p2pfed.training.tasks.tabular import table as table_module
+from p2pfed.training.tasks.tabular.table import Table
+from p2pfed.training.tasks.tabular.task import Tabular, split
 
 COLUMNS: list[dict[str, Any]] = [
     {
