@@ -111,8 +111,9 @@ def partial_likelihood_loss(
     tied = own_times[None, :] == own_times[:, None]  # (E, E)
     at_risk = _masked_log_sum(scores, followed)  # (E,)
     among_tied = _masked_log_sum(own_scores, tied)  # (E,)
-    earlier = torch.tril(tied, diagonal=-1).sum(dim=1)  # the l of the formula
-    share = earlier / tied.sum(dim=1)  # in [0, 1)
+    tied_count = tied.sum(dim=1, dtype=scores.dtype)
+    earlier = torch.tril(tied, diagonal=-1).sum(dim=1, dtype=scores.dtype)  # the formula's l
+    share = earlier / tied_count  # in [0, 1)
     # log(risk - share * tied), from logarithms; tied <= risk, so what is subtracted is below 1.
     excess = (among_tied - at_risk).clamp(max=0.0)
     return (at_risk + torch.log1p(-share * excess.exp()) - own_scores).mean()
