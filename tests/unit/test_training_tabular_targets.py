@@ -71,6 +71,7 @@ def problems_of(task: Tabular) -> dict[str, str]:
         ({"label": "sick", "classes": [0, 1]}, "task.options.classes", "'multiclass'"),
         ({**STAGES, "label_scale": 2.0}, "task.options", "for target = 'regression'"),
         ({**FOLLOWED, "batch_size": 5000}, "task.options", "at most 4096"),
+        ({**FOLLOWED, "micro_batch_size": 8}, "task.options", "each part alone"),
         ({**FOLLOWED, "class_weights": "balanced"}, "task.options", "not for survival"),
     ],
     ids=str,

@@ -162,6 +162,8 @@ class TabularOptions(LoopSettings):
             raise ValueError(f"class_weights = 'balanced' is for classes, not for {self.target}")
         if self.target == "survival" and self.batch_size > MAX_RISK_SET:
             raise ValueError(f"batch_size of a survival target is at most {MAX_RISK_SET}")
+        if self.target == "survival" and self.micro_batch_size is not None:
+            raise ValueError("micro_batch_size would compare the records of each part alone")
         return self
 
     @model_validator(mode="after")

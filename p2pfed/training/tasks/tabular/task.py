@@ -136,13 +136,18 @@ class Tabular:
         :param prepared: whether this site has contributed.
         :returns: whether this is a round without local steps.
         """
-        options = self.options
-        if options.standardise == "declared" or round_number >= options.standardise_rounds:
+        if round_number >= self.preparation_rounds:
             return False
         if not prepared:
             (layer,) = (part for part in model.modules() if isinstance(part, Standardise))
             layer.contribute(self._statistics(dataset))
         return True
+
+    @property
+    def preparation_rounds(self) -> int:
+        """Rounds at the start of the federation in which no local step is taken."""
+        options = self.options
+        return options.standardise_rounds if options.standardise == "federated" else 0
 
     def preparation_spend(self) -> tuple[float, float] | None:
         """What this site's contribution costs in privacy: noise multiplier and sampling rate of
@@ -161,7 +166,8 @@ class Tabular:
         weights = self._class_weights
         if weights is not None:
             weights = weights.to(labels.device)
-        return self.target.loss(model(features), labels, weights)
+        # In mixed precision the scores may be bfloat16: too coarse for sums of exponentials.
+        return self.target.loss(model(features).float(), labels, weights)
 
     def metrics(self, model: torch.nn.Module, batches: Iterable[Any]) -> Mapping[str, float]:
         """The target's figures over all records of ``batches``."""
