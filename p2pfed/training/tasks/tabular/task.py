@@ -199,9 +199,8 @@ class Tabular:
             statistics = exact_statistics(dataset, places)
         else:
             clip = self.options.standardise_clip
-            statistics = private_statistics(
-                dataset, places, clip, multiplier, np.random.default_rng()
-            )
+            unknown = np.random.default_rng()  # of the operating system's entropy
+            statistics = private_statistics(dataset, places, clip, multiplier, unknown)
         for place, (name, _) in enumerate(numeric):
             if statistics.known[place]:
                 continue
