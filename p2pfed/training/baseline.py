@@ -5,6 +5,7 @@ one place; only a demonstration on public data has that.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ def train_baseline(
     """
     learner = learner_of(task, seed, sites=len(training))
     task.weigh_classes(training)
-    pooled = ConcatDataset(training)
+    pooled: ConcatDataset[Any] = ConcatDataset(training)
     task.prepare(learner.model, pooled, 0, seed, False)
     given = RoundInput(
         parameters=learner.genesis(),
