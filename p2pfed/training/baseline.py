@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, TensorDataset
 
+from p2pfed.training.evaluation.binary import Predictions
 from p2pfed.training.frames import Progress
 from p2pfed.training.loop import Learner, RoundInput, genesis_model, round_seed
 from p2pfed.training.optimiser import initial_state
 from p2pfed.training.regions import Vector
 from p2pfed.training.schema import prepare, read_vector, schema_of
-from p2pfed.training.tasks.tabular.task import Predictions, Tabular
+from p2pfed.training.tasks.tabular.task import Tabular
 
 CPU = torch.device("cpu")
 
