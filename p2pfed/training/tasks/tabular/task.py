@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, TensorDataset
 
 from p2pfed.errors import DataError, Problem
+from p2pfed.training.evaluation.binary import Predictions
 from p2pfed.training.settings import validate_table
 from p2pfed.training.task import Datasets
 from p2pfed.training.tasks.tabular.columns import feature_count, numeric_places
@@ -38,18 +39,6 @@ class TabularBatch(NamedTuple):
 
     features: torch.Tensor
     labels: torch.Tensor
-
-
-class Predictions(NamedTuple):
-    """What the model says of n records, float64.
-
-    :ivar labels: shape (n,); (n, 2), time and event, of a survival target.
-    :ivar scores: shape (n,): log-odds of class 1, the number, or the log hazard; (n, classes)
-        logits of a multiclass target.
-    """
-
-    labels: NDArray[np.float64]
-    scores: NDArray[np.float64]
 
 
 class Tabular:
@@ -171,10 +160,15 @@ class Tabular:
 
     def metrics(self, model: torch.nn.Module, batches: Iterable[Any]) -> Mapping[str, float]:
         """The target's figures over all records of ``batches``."""
-        return self.target.metrics(*self.predict(model, batches))
+        return self.figures(self.predictions(model, batches))
 
     def predict(self, model: torch.nn.Module, batches: Iterable[Any]) -> Predictions:
-        """Labels and scores of every record of ``batches``, in their order."""
+        """Labels and scores of every record of ``batches``, in their order, float64.
+
+        Labels have shape (n,), or (n, 2), time and event, of a survival target. Scores have shape
+        (n,): log-odds of class 1, the number, or the log hazard; (n, classes), logits, where
+        there are several classes.
+        """
         labels, scores = [], []
         for batch in batches:
             features, part = TabularBatch(*batch)
@@ -183,6 +177,14 @@ class Tabular:
         together = np.concatenate(scores)  # (n, outputs)
         single = self.target.outputs == 1
         return Predictions(np.concatenate(labels), together[:, 0] if single else together)
+
+    def predictions(self, model: torch.nn.Module, batches: Iterable[Any]) -> Predictions:
+        """What the metrics, their intervals and the calibration are computed from."""
+        return self.predict(model, batches)
+
+    def figures(self, predictions: Predictions) -> Mapping[str, float]:
+        """The metrics of these predictions."""
+        return self.target.metrics(*predictions)
 
     def weigh_classes(self, training: Sequence[TensorDataset]) -> None:
         """Take the weight of each class, where they are balanced, from these records together."""
