@@ -150,6 +150,38 @@ def test_sites_that_know_nothing_dilute_nothing(rows: list[tuple[bool, float, fl
     assert math.isclose(variance.item(), expected, rel_tol=1e-4)
 
 
+tables = st.lists(
+    st.lists(st.floats(-4, 4, width=16), min_size=20, max_size=25), min_size=1, max_size=4
+)
+
+
+@given(tables, st.floats(0.125, 8, width=16), st.floats(-50, 50, width=16))
+def test_the_unit_in_which_all_sites_measure_does_not_matter(
+    sites_cells: list[list[float]], factor: float, shift: float
+) -> None:
+    def standardised(factor: float, shift: float) -> torch.Tensor | None:
+        cells = [np.array(part)[:, None] * factor + shift for part in sites_cells]
+        statistics = [exact_statistics(dataset_of(part), [0]) for part in cells]
+        if not all(one.known.all() for one in statistics):
+            return None
+        layers = [Standardise([0]) for _ in cells]
+        for layer, one in zip(layers, statistics, strict=True):
+            layer.contribute(one)
+        agreed = Standardise([0])
+        for name in ("shares", "means", "log_variances"):
+            average = torch.stack([getattr(layer, name) for layer in layers]).mean(dim=0)
+            getattr(agreed, name).copy_(average)
+        return agreed(torch.tensor(np.concatenate(cells), dtype=torch.float32))
+
+    before = standardised(1.0, 0.0)
+    after = standardised(factor, shift)
+    spread = min(np.std(part) for part in sites_cells)
+    if spread > 0.1:  # else float32 has lost some of it beside the shift
+        assert before is not None
+        assert after is not None
+        torch.testing.assert_close(after, before, rtol=1e-2, atol=1e-2)
+
+
 # A site's statistics
 
 

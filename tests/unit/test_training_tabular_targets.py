@@ -1,7 +1,7 @@
 """Several classes, a number, and survival: labels, losses and figures."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,9 @@ from sklearn.metrics import log_loss, mean_absolute_error, r2_score, roc_auc_sco
 
 from p2pfed.errors import ConfigurationError, DataError
 from p2pfed.training.baseline import predict, train_baseline
+from p2pfed.training.evaluation.assessment import assess
+from p2pfed.training.evaluation.multiclass import multiclass_metrics
 from p2pfed.training.site_state import SiteModel
-from p2pfed.training.tasks.tabular.targets.multiclass import multiclass_metrics
 from p2pfed.training.tasks.tabular.targets.regression import regression_metrics
 from p2pfed.training.tasks.tabular.targets.survival import (
     concordance_index,
@@ -143,25 +144,17 @@ def test_balanced_classes_weigh_the_same_whichever_occur() -> None:
     torch.testing.assert_close(plain, each.mean())
 
 
-logits = st.lists(
-    st.tuples(st.integers(0, 2), st.lists(st.integers(-6, 6), min_size=3, max_size=3)),
-    min_size=3,
-    max_size=40,
-).filter(lambda rows: {label for label, _ in rows} == {0, 1, 2})
-
-
-@given(logits)
-def test_multiclass_figures_agree_with_scikit_learn(rows: list[tuple[int, list[int]]]) -> None:
-    labels = np.array([float(label) for label, _ in rows])
-    scores = np.array([row for _, row in rows]) / 2.0
+@given(st.integers(0, 1000), st.integers(3, 40))
+def test_multiclass_figures_agree_with_scikit_learn(seed: int, records: int) -> None:
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.arange(records) % 3).astype(np.float64)
+    scores = generator.normal(0.0, 3.0, (records, 3))
     probabilities = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     metrics = multiclass_metrics(labels, scores)
     assert metrics["accuracy"] == np.mean(scores.argmax(axis=1) == labels)
     assert math.isclose(metrics["loss"], log_loss(labels, probabilities, labels=[0, 1, 2]))
-    # Probabilities that are equal on paper differ in the last bit, and ranks with them.
-    rounded = np.round(probabilities, 12)
-    areas = [roc_auc_score(labels == place, rounded[:, place]) for place in range(3)]
-    assert abs(metrics["auc"] - np.mean(areas)) < 1e-9
+    areas = [roc_auc_score(labels == place, probabilities[:, place]) for place in range(3)]
+    assert math.isclose(metrics["auc"], np.mean(areas))
 
 
 def test_a_class_without_records_stays_out_of_the_mean_auc() -> None:
@@ -408,6 +401,39 @@ def test_bad_times_and_events_are_refused_by_their_row(tmp_path: Path) -> None:
         ("died", "in data row 3 (and in 1 more) the value is neither 0 nor 1"),
         ("died", "in data row 4 the value is missing"),
     }
+
+
+def test_events_of_a_parquet_file_may_be_true_and_false(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"age": [50, 60], "days": [10, 20], "died": [True, False]})
+    frame.to_parquet(tmp_path / "a.parquet")
+    task = task_for(tmp_path / "a.parquet", **SURVIVAL)
+    labels = task.file_dataset(tmp_path / "a.parquet").tensors[1]
+    assert labels.tolist() == [[10, 1], [20, 0]]
+
+
+@pytest.mark.parametrize(
+    ("target", "header", "cell"),
+    [
+        (STAGES, "age,stage", lambda n: ("I", "II", "III")[n % 3]),
+        ({"target": "regression", "label": "rate"}, "age,rate", lambda n: str(60 + n)),
+        (SURVIVAL, "age,days,died", lambda n: f"{n},{n % 2}"),
+    ],
+    ids=["multiclass", "regression", "survival"],
+)
+def test_every_figure_of_a_holdout_has_a_confidence_interval(
+    target: Mapping[str, Any], header: str, cell: Callable[[int], str], tmp_path: Path
+) -> None:
+    rows = [f"{20 + n % 50},{cell(n)}" for n in range(90)]
+    path = write(tmp_path / "a.csv", header, rows)
+    task = task_for(path, **target)
+    model = task.build_model().eval()
+    with torch.no_grad():
+        predictions = task.predictions(model, [task.file_dataset(path).tensors])
+        metrics = task.metrics(model, [task.file_dataset(path).tensors])
+    intervals = assess(task, predictions, metrics).intervals
+    assert intervals.keys() == metrics.keys()
+    for name, (low, high) in intervals.items():
+        assert low <= metrics[name] <= high, name
 
 
 def test_a_model_of_survival_has_no_constant() -> None:

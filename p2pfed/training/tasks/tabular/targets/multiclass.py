@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from p2pfed.training.evaluation.binary import auc
+from p2pfed.training.evaluation.multiclass import multiclass_metrics
 from p2pfed.training.tasks.tabular.columns import Fault, matches_of, missing_cells
 from p2pfed.training.tasks.tabular.targets.target import (
     EncodedLabels,
@@ -72,46 +72,5 @@ class Multiclass:
         return each.mean()
 
     def metrics(self, labels: Figures, scores: Figures) -> Mapping[str, float]:
+        """Accuracy, log loss in nats, and the mean AUC of one class against the others."""
         return multiclass_metrics(labels, scores)
-
-
-def multiclass_metrics(labels: Figures, scores: Figures) -> dict[str, float]:
-    """Accuracy, log loss in nats, and ``auc``, the mean over classes of one against the rest.
-
-    A class that none or all of the records are of has no AUC and stays out of the mean (Fawcett,
-    An introduction to ROC analysis, 2006, section 9, with equal weights); where that is every
-    class, ``auc`` is left out. For two classes it is the usual AUC.
-
-    :param labels: shape (n,), places of the classes.
-    :param scores: shape (n, classes), logits.
-    """
-    places = labels.astype(np.int64)
-    peak = scores.max(axis=1)
-    log_total = peak + np.log(np.exp(scores - peak[:, None]).sum(axis=1))
-    log_probabilities = scores - log_total[:, None]  # (n, classes)
-    own = log_probabilities[np.arange(places.size), places]
-    metrics = {
-        "accuracy": float(np.mean(scores.argmax(axis=1) == places)),
-        "loss": float(-own.mean()),
-    }
-    areas = []
-    for place in range(scores.shape[1]):
-        of_class = (places == place).astype(np.float64)
-        if 0 < of_class.sum() < of_class.size:
-            areas.append(auc(of_class, log_odds(log_probabilities, place)))
-    if areas:
-        metrics["auc"] = float(np.mean(areas))
-    return metrics
-
-
-def log_odds(log_probabilities: Figures, place: int) -> Figures:
-    """Log-odds of one class against the rest, shape (n,).
-
-    Ranks like the probability, and still tells apart records whose probabilities both round to
-    1.
-    """
-    rest = np.delete(log_probabilities, place, axis=1)
-    peak = rest.max(axis=1)
-    log_rest = peak + np.log(np.exp(rest - peak[:, None]).sum(axis=1))
-    odds: Figures = log_probabilities[:, place] - log_rest
-    return odds
