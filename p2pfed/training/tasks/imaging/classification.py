@@ -22,6 +22,7 @@ from p2pfed.training.tasks.imaging.records import CachedRecords, Item, labelled
 from p2pfed.training.tasks.splitting import held_out
 
 RESNET_STAGES = 4
+DENSENET_HALVINGS = 4
 
 
 class ClassificationOptions(ImageOptions):
@@ -49,6 +50,10 @@ class ClassificationOptions(ImageOptions):
             step *= 4  # growth is half the width, and a transition halves what there is
         if any(width < 1 or width % step for width in self.widths):
             raise ValueError(f"widths of {self.network!r} are here multiples of {step}")
+        if self.network == "densenet" and min(self.spatial_size) < 2**DENSENET_HALVINGS:
+            raise ValueError(f"densenet takes sides of at least {2**DENSENET_HALVINGS}")
+        halvings = {"resnet": RESNET_STAGES - 1, "densenet": DENSENET_HALVINGS}
+        self.check_depth(halvings.get(self.network, len(self.widths)))
         return self
 
 

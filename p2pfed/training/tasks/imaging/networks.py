@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 from monai.networks.layers.factories import Conv
+from monai.networks.layers.utils import get_norm_layer
 from monai.networks.nets.basic_unet import BasicUNet
 from monai.networks.nets.classifier import Classifier
 from monai.networks.nets.densenet import DenseNet
-from monai.networks.nets.resnet import ResNet
+from monai.networks.nets.resnet import ResNet, ResNetBlock
 from monai.networks.nets.unet import UNet
 
 from p2pfed.training.tasks.imaging.options import ImageOptions
@@ -15,6 +16,17 @@ from p2pfed.training.tasks.imaging.options import ImageOptions
 # Not in place: Opacus keeps each layer's input, which must not change under it.
 RECTIFIER = ("relu", {"inplace": False})
 DENSENET_BLOCKS = (2, 2, 2)
+
+
+class ResidualBlock(ResNetBlock):  # type: ignore[misc]
+    """MONAI's block, which adds its input in place: Opacus's hooks cannot follow that."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, *spatial) -> (B, width, *spatial / stride)."""
+        around = images if self.downsample is None else self.downsample(images)
+        found = self.act(self.bn1(self.conv1(images)))
+        rectified: torch.Tensor = self.act(self.bn2(self.conv2(found)) + around)
+        return rectified
 
 
 def norm_of(options: ImageOptions) -> tuple[str, dict[str, Any]]:
@@ -45,7 +57,7 @@ def classifier(
         )
     elif network == "resnet":
         model = ResNet(
-            "basic",
+            ResidualBlock,
             layers=[1, 1, 1, 1],
             block_inplanes=list(widths),
             spatial_dims=options.dimensions,
@@ -56,6 +68,7 @@ def classifier(
             act=RECTIFIER,
             norm=norm_of(options),
         )
+        _norm_everywhere(model, options)
     else:
         model = DenseNet(
             spatial_dims=options.dimensions,
@@ -104,6 +117,18 @@ def segmenter(
             norm=norm_of(options),
         )
     return started_alike(model)
+
+
+def _norm_everywhere(model: torch.nn.Module, options: ImageOptions) -> None:
+    """Put the federation's norm where there is a batch norm: MONAI's ResNet hands ``norm`` and
+    ``act`` on to its first layer alone (1.6.1, ``ResNet._make_layer``)."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, torch.nn.modules.batchnorm._BatchNorm):
+                layer = get_norm_layer(norm_of(options), options.dimensions, child.num_features)
+                setattr(module, name, layer)
+            elif isinstance(child, torch.nn.ReLU):
+                child.inplace = False
 
 
 def started_alike(model: torch.nn.Module) -> torch.nn.Module:

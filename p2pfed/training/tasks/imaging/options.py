@@ -127,6 +127,15 @@ class ImageOptions(LoopSettings):
     def dimensions(self) -> int:
         return len(self.spatial_size)
 
+    def check_depth(self, halvings: int) -> None:
+        """:raises ValueError: nothing is left of an image after so many halvings of its sides."""
+        deepest = [-(-side // 2**halvings) for side in self.spatial_size]
+        if self.norm == "instance" and max(deepest) == 1:
+            raise ValueError(
+                "instance norm averages over an image, and the network shrinks it to one pixel; "
+                "take fewer widths, a larger spatial_size or another norm"
+            )
+
 
 class ImageData(Settings):
     """``[data]`` of a site file, where the task is an imaging one."""

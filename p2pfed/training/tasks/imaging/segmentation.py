@@ -59,6 +59,7 @@ class SegmentationOptions(ImageOptions):
         groups = self.norm_groups if self.norm == "group" else 1
         if any(width < 1 or width % groups for width in self.widths):
             raise ValueError(f"widths are multiples of norm_groups, {groups}")
+        self.check_depth(len(self.widths) - 1)
         step = 2 ** (len(self.widths) - 1)
         if any(side % step for side in self.spatial_size):
             raise ValueError(f"with these widths the sides of spatial_size are multiples of {step}")
