@@ -11,6 +11,9 @@ from local_training import SHARED_DATA, learner_for, train
 from PIL import Image
 
 from p2pfed.errors import ConfigurationError, DataError
+from p2pfed.training.evaluation.assessment import assess
+from p2pfed.training.frames import Open
+from p2pfed.training.loading import load
 from p2pfed.training.loop import genesis_model
 from p2pfed.training.tasks import findings
 from p2pfed.training.tasks.imaging.augmentation import augment, random_affine
@@ -409,6 +412,15 @@ def test_a_round_that_is_augmented_is_trained_again_to_the_same_bytes(tmp_path: 
     assert first.evaluate(training) == first.evaluate(training)
 
 
+def shown_intervals(task: Any, dataset: Any) -> dict[str, tuple[float, float]]:
+    """The confidence intervals of an untrained model's figures."""
+    learner = learner_for(task)
+    learner.model.eval()
+    with torch.no_grad():
+        predictions = task.predictions(learner.model, learner.batches(dataset))
+    return assess(task, predictions, task.figures(predictions)).intervals
+
+
 def test_many_classes_have_figures_of_their_own(tmp_path: Path) -> None:
     labels = np.arange(60) % 3
     images = (labels[:, None, None] * 80 + GENERATOR.integers(0, 60, (60, 8, 8))).astype(np.uint8)
@@ -421,6 +433,18 @@ def test_many_classes_have_figures_of_their_own(tmp_path: Path) -> None:
     assert found.keys() == {"accuracy", "loss", "auc"}
     assert found["auc"] > 0.95
     assert found["accuracy"] > 0.8
+    assert shown_intervals(task, datasets.holdout).keys() == {"accuracy", "loss", "auc"}
+
+
+def test_the_trainer_opens_the_tasks_by_their_kinds(tmp_path: Path) -> None:
+    folder = folder_of_classes(tmp_path / "folder", each=20)
+    opened = load(Open("image_classification", "north", OPTIONS, {"path": str(folder)}, seed=3))
+    assert (opened.training_records, opened.holdout_records) == (26, 14)
+    assert opened.learner.schema.dimension == opened.learner.genesis().size > 0
+    images, masks = synthetic_scans(6, (8, 8), Scanner(), seed=0)
+    np.savez(tmp_path / "a.npz", images=images, masks=masks)
+    opened = load(Open("segmentation", "north", MASKED, {"path": str(tmp_path / "a.npz")}))
+    assert (opened.training_records, opened.holdout_records) == (4, 2)
 
 
 @pytest.mark.skipif(not X_RAYS.exists(), reason="needs shared/data/pneumoniamnist")
@@ -474,6 +498,8 @@ def test_lesions_are_found_in_synthetic_scans_of_two_scanners(
     assert found["dice"] == found["dice lesion"]
     assert found["dice"] > 0.8 > before["dice"]
     assert found["loss"] < before["loss"]
+    low, high = shown_intervals(task, datasets.holdout)["dice"]
+    assert 0 <= low < high <= 1
 
 
 def test_dice_is_what_it_is_by_hand(tmp_path: Path) -> None:

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from p2pfed.training.evaluation.binary import binary_metrics
+from p2pfed.training.evaluation.binary import Predictions, binary_metrics
 from p2pfed.training.evaluation.multiclass import multiclass_metrics, multilabel_metrics
 
 MAX_CLASSES = 1_000
@@ -49,22 +48,23 @@ class Classes:
             )
         return torch.nn.functional.cross_entropy(scores, labels)
 
-    def metrics(self, labels: NDArray[np.float64], scores: NDArray[np.float64]) -> dict[str, float]:
+    def figures(self, predictions: Predictions) -> dict[str, float]:
         """Accuracy, log loss, and the area under the ROC curve where it is defined.
 
-        :param labels: (n,), or (n, classes) of several findings.
-        :param scores: (n,) of two classes, else (n, classes).
+        :param predictions: labels (n,), or (n, classes) of several findings; and scores, (n,) of
+            two classes and else (n, classes).
         """
+        labels, scores = predictions
         if self.several:
             return multilabel_metrics(labels, scores)
         if self._two:
             return binary_metrics(labels, scores)
         return multiclass_metrics(labels, scores)
 
-    def predict(
+    def predictions(
         self, model: torch.nn.Module, batches: Iterable[Any], batch_size: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Labels and scores of every record of ``batches``, shaped as ``metrics`` takes them.
+    ) -> Predictions:
+        """Labels and scores of every record of ``batches``, shaped as ``figures`` takes them.
 
         :param batch_size: records that the model is given at once: a batch to evaluate may hold
             more than the activations of a network leave room for.
@@ -75,4 +75,4 @@ class Classes:
             for chunk in inputs.split(batch_size):
                 scores.append(model(chunk).double().cpu().numpy())
         found = np.concatenate(scores)
-        return np.concatenate(labels), found[:, 0] if self._two else found
+        return Predictions(np.concatenate(labels), found[:, 0] if self._two else found)

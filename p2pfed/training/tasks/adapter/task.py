@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from p2pfed.errors import ConfigurationError, Problem
 from p2pfed.settings import Settings
 from p2pfed.training.builtin import builtin_class
+from p2pfed.training.evaluation.assessment import FiguringTask, PredictingTask
 from p2pfed.training.settings import LoopSettings, validate_table
 from p2pfed.training.task import Datasets, FileTask
 from p2pfed.training.tasks.adapter.backbone import build, check_digest, in_modules, load_weights
@@ -192,6 +193,16 @@ class Adapter:
     def metrics(self, model: torch.nn.Module, batches: Iterable[Any]) -> Mapping[str, float]:
         """That task's figures."""
         return self.inner.metrics(model, batches)
+
+    def predictions(self, model: torch.nn.Module, batches: Iterable[Any]) -> Any:
+        """What that task shows of each record; see :mod:`p2pfed.training.evaluation.assessment`."""
+        assert isinstance(self.inner, PredictingTask)  # noqa: S101 - every built-in task is
+        return self.inner.predictions(model, batches)
+
+    def figures(self, predictions: Any) -> Mapping[str, float]:
+        """That task's figures of its predictions; none where it computes none from them."""
+        inner: object = self.inner
+        return inner.figures(predictions) if isinstance(inner, FiguringTask) else {}
 
     def _inner_task(self, data: Mapping[str, Any], site_file: Path) -> FileTask:
         """The task named by ``of``, with this one's settings of the loop."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field, Strict, model_validator
 from torch.utils.data import Dataset, Subset
 
+from p2pfed.training.evaluation.binary import Predictions
 from p2pfed.training.settings import validate_table
 from p2pfed.training.task import Datasets
 from p2pfed.training.tasks.classes import Classes
@@ -119,13 +120,15 @@ class ImageClassification:
 
     def metrics(self, model: torch.nn.Module, batches: Iterable[Any]) -> Mapping[str, float]:
         """Accuracy, log loss in nats, and the area under the ROC curve, macro of many classes."""
-        return self.classes.metrics(*self.predict(model, batches))
+        return self.figures(self.predictions(model, batches))
 
-    def predict(
-        self, model: torch.nn.Module, batches: Iterable[Any]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def predictions(self, model: torch.nn.Module, batches: Iterable[Any]) -> Predictions:
         """Labels (n,) and scores, (n,) of two classes and else (n, classes), in their order."""
-        return self.classes.predict(model, batches, self.options.batch_size)
+        return self.classes.predictions(model, batches, self.options.batch_size)
+
+    def figures(self, predictions: Predictions) -> Mapping[str, float]:
+        """The metrics of what was predicted."""
+        return self.classes.figures(predictions)
 
     def _records(self, source: Source) -> tuple[CachedRecords, NDArray[np.int64]]:
         images, labels = list_labelled(source, self.options, self.data)

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 from monai.losses.dice import DiceCELoss
 from monai.metrics.meandice import compute_dice
 from monai.networks.utils import one_hot
+from numpy.typing import NDArray
 from pydantic import Field, Strict, model_validator
 from torch.utils.data import Dataset, Subset
 
@@ -64,6 +65,18 @@ class SegmentationOptions(ImageOptions):
         if any(side % step for side in self.spatial_size):
             raise ValueError(f"with these widths the sides of spatial_size are multiples of {step}")
         return self
+
+
+class Overlaps(NamedTuple):
+    """What was found in each of n records.
+
+    :ivar losses: shape (n,), float64.
+    :ivar dice: shape (n, classes without the background), float64; NaN where a record has no
+        pixel of the class.
+    """
+
+    losses: NDArray[np.float64]
+    dice: NDArray[np.float64]
 
 
 class Segmentation:
@@ -132,19 +145,29 @@ class Segmentation:
         The Dice of a class is the mean over the records that have it; the background has none.
         A class that no record has is left out of the mean.
         """
+        return self.figures(self.predictions(model, batches))
+
+    def predictions(self, model: torch.nn.Module, batches: Iterable[Any]) -> Overlaps:
+        """The loss and the Dice of every record of ``batches``, in their order."""
         losses, scores = [], []
         for images, masks in batches:
             # A batch to evaluate may hold more than a network's activations leave room for.
             size = self.options.batch_size
             for part, classes in zip(images.split(size), masks.long().split(size), strict=True):
                 logits = model(part)
-                losses.append(self._loss(logits, classes).double().cpu() * len(part))
-                scores.append(self._dice(logits, classes))
-        dice = torch.cat(scores).double()  # (n, classes without background), NaN where absent
-        figures = {"loss": float(torch.stack(losses).sum()) / len(dice)}
-        for name, column in zip(self.options.classes[1:], dice.T, strict=True):
-            if not column.isnan().all():
-                figures[f"dice {name}"] = float(column.nanmean())
+                losses += [
+                    float(self._loss(logits[index, None], classes[index, None]))
+                    for index in range(len(part))
+                ]
+                scores.append(self._dice(logits, classes).double().numpy())
+        return Overlaps(np.asarray(losses, np.float64), np.concatenate(scores))
+
+    def figures(self, predictions: Overlaps) -> Mapping[str, float]:
+        """The metrics of what was found in each record."""
+        figures = {"loss": float(predictions.losses.mean())}
+        for name, column in zip(self.options.classes[1:], predictions.dice.T, strict=True):
+            if not np.isnan(column).all():
+                figures[f"dice {name}"] = float(np.nanmean(column))
         known = [value for name, value in figures.items() if name.startswith("dice ")]
         if known:
             figures["dice"] = float(np.mean(known))

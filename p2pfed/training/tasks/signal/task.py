@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import TensorDataset
 
 from p2pfed.errors import ConfigurationError, Problem
+from p2pfed.training.evaluation.binary import Predictions
 from p2pfed.training.settings import validate_table
 from p2pfed.training.task import Datasets
 from p2pfed.training.tasks.classes import Classes
@@ -103,13 +103,15 @@ class Signal:
     def metrics(self, model: torch.nn.Module, batches: Iterable[Any]) -> Mapping[str, float]:
         """Accuracy, log loss in nats, and the area under the ROC curve; of several classes or
         findings their mean."""
-        return self.classes.metrics(*self.predict(model, batches))
+        return self.figures(self.predictions(model, batches))
 
-    def predict(
-        self, model: torch.nn.Module, batches: Iterable[Any]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def predictions(self, model: torch.nn.Module, batches: Iterable[Any]) -> Predictions:
         """Labels and scores of every record, in their order; see :class:`Classes`."""
-        return self.classes.predict(model, batches, self.options.batch_size)
+        return self.classes.predictions(model, batches, self.options.batch_size)
+
+    def figures(self, predictions: Predictions) -> Mapping[str, float]:
+        """The metrics of what was predicted."""
+        return self.classes.figures(predictions)
 
     def _read(self, path: Path, split: str) -> tuple[Records, Labels]:
         root = Path(self.data.root_path) if self.data.root_path else None
