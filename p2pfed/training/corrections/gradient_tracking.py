@@ -9,7 +9,6 @@ from p2pfed.training.corrections.correction import RoundStart
 from p2pfed.training.regions import Vector
 from p2pfed.training.schema import copy_out, filled_like
 
-
 # s below. With W the mixing matrix, deviations of x and c evolve, gradients apart, by the matrix
 # [[l, -l], [s (1 - l), 1 - s (1 - l)]] for each eigenvalue l of W. At s = 1 it does not contract at
 # l = -1/3, which an even ring has, and momentum answers late; rules that clip mix less than W does.
