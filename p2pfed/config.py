@@ -178,12 +178,23 @@ class Statement(Settings):
     """What nobody but its operator can say of a model; ``p2pfed report`` shows it."""
 
     intended_use: str = Field(
-        "", description="What the model is for, and for whom.", max_length=MAX_STATEMENT_CHARACTERS
+        "",
+        description="What the model is for, and for whom. Default none. Read anew by each p2pfed report; "
+        "the daemon's own at the end of a run needs a restart.",
+        max_length=MAX_STATEMENT_CHARACTERS,
     )
     out_of_scope: str = Field(
-        "", description="What it must not be used for.", max_length=MAX_STATEMENT_CHARACTERS
+        "",
+        description="What it must not be used for. Default none. Read anew by each p2pfed report; "
+        "the daemon's own at the end of a run needs a restart.",
+        max_length=MAX_STATEMENT_CHARACTERS,
     )
-    contact: str = Field("", description="Who answers for it.", max_length=MAX_STATEMENT_CHARACTERS)
+    contact: str = Field(
+        "",
+        description="Who answers for it. Default none. Read anew by each p2pfed report; "
+        "the daemon's own at the end of a run needs a restart.",
+        max_length=MAX_STATEMENT_CHARACTERS,
+    )
 
 
 class Limits(Settings):

@@ -31,11 +31,23 @@ def _finite(values: object) -> object:
     }
 
 
+def _finite_ends(values: object) -> object:
+    if not isinstance(values, Mapping):
+        return values
+    return {
+        name: ends
+        for name, ends in values.items()
+        if isinstance(ends, list | tuple)
+        and all(isinstance(end, int | float) and math.isfinite(end) for end in ends)
+    }
+
+
 def _finite_or_none(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 Figures = Annotated[dict[str, float], BeforeValidator(_finite)]
+Intervals = Annotated[dict[str, tuple[float, float]], BeforeValidator(_finite_ends)]
 OptionalFigure = Annotated[float | None, BeforeValidator(_finite_or_none)]
 
 
@@ -99,7 +111,7 @@ class RoundRecord(_Part):
     training_seconds: OptionalFigure = None
     before: Figures = Field(default_factory=dict)
     after: Figures = Field(default_factory=dict)
-    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    intervals: Intervals = Field(default_factory=dict)
     calibration: Figures = Field(default_factory=dict)
     reliability: tuple[ReliabilityPoint, ...] = ()
     consensus_distance: OptionalFigure = None
