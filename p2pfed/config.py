@@ -130,6 +130,12 @@ class Training(Settings):
         ge=1,
         le=1024,
     )
+    maximum_local_steps: int | None = Field(
+        None,
+        description="Local steps a round that this site takes at most, where the federation's are "
+        "too many for its machine. Default: as many as the federation. Needs a restart.",
+        ge=1,
+    )
 
 
 class SiteTask(Settings):
@@ -179,8 +185,8 @@ class Statement(Settings):
 
     intended_use: str = Field(
         "",
-        description="What the model is for, and for whom. Default none. Read anew by each p2pfed report; "
-        "the daemon's own at the end of a run needs a restart.",
+        description="What the model is for, and for whom. Default none. Read anew by each "
+        "p2pfed report; the daemon's own at the end of a run needs a restart.",
         max_length=MAX_STATEMENT_CHARACTERS,
     )
     out_of_scope: str = Field(

@@ -56,6 +56,7 @@ class Open:
     :ivar seed: of the genesis model and of every draw made while training.
     :ivar minimum_records: fewer training records than this are refused.
     :ivar threads: intra-op threads; another number gives other bytes for the same round.
+    :ivar maximum_local_steps: more than these this site does not take in a round.
     :ivar topology_file: named in messages, like ``site_file``; neither is read.
     """
 
@@ -69,6 +70,7 @@ class Open:
     device: str = "auto"
     minimum_records: int = 2
     threads: Annotated[int, Field(ge=1)] = 1
+    maximum_local_steps: Annotated[int, Field(ge=1)] | None = None
     topology_file: str = "topology.toml"
     site_file: str = "site.toml"
 
@@ -87,7 +89,7 @@ class Map:
 
 @dataclass(frozen=True, config=_STRICT)
 class Train:
-    """Train from ``parameters_in`` and ``optimiser_in``. Answered by :class:`Trained`."""
+    """Train from ``parameters_in`` and ``state_in``. Answered by :class:`Trained`."""
 
     round_number: Annotated[int, Field(ge=0)]
     local_steps: Annotated[int, Field(ge=1)]
@@ -120,13 +122,15 @@ class Ready:
     """The task is loaded.
 
     :ivar dimension: floats in the model's flat vector.
-    :ivar optimiser_floats: floats of optimiser state that are carried from round to round.
+    :ivar state_floats: floats that this site keeps for itself from round to round.
+    :ivar kept_state_floats: as many of the first are kept when another model is taken up.
     :ivar schema: name and shape of each tensor, in the order of the flat vector.
     :ivar device: what is trained on, in words.
     """
 
     dimension: Annotated[int, Field(ge=1)]
-    optimiser_floats: Annotated[int, Field(ge=0)]
+    state_floats: Annotated[int, Field(ge=0)]
+    kept_state_floats: Annotated[int, Field(ge=0)]
     schema_digest: Annotated[bytes, Field(min_length=32, max_length=32)]
     schema: Annotated[tuple[TensorShape, ...], Strict(strict=False)]
     training_records: int
@@ -155,7 +159,7 @@ class Progress:
 
 @dataclass(frozen=True, config=_STRICT)
 class Trained:
-    """The round's model stands in ``parameters_out``, its optimiser in ``optimiser_out``.
+    """The round's model stands in ``parameters_out``, its optimiser in ``state_out``.
 
     :ivar loss: mean over the local steps.
     :ivar samples: training records drawn, counted with repetition.

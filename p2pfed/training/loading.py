@@ -14,9 +14,9 @@ import torch
 from p2pfed.errors import ConfigurationError, DataError, Problem
 from p2pfed.tasks_catalogue import BUILTIN_TASKS, BuiltinTask
 from p2pfed.training.frames import Open
-from p2pfed.training.loop import Learner, genesis_model, record_count
-from p2pfed.training.optimiser import optimiser_floats
-from p2pfed.training.schema import Schema, prepare, schema_of
+from p2pfed.training.loop import Learner, genesis_model
+from p2pfed.training.records import record_count
+from p2pfed.training.schema import prepare
 from p2pfed.training.settings import loop_settings
 from p2pfed.training.task import Datasets, Task, TaskError, task_code
 
@@ -30,8 +30,6 @@ class LoadedTask:
     request: Open
     learner: Learner
     datasets: Datasets
-    schema: Schema
-    optimiser_floats: int
     training_records: int
     holdout_records: int
 
@@ -56,10 +54,8 @@ def load(request: Open) -> LoadedTask:
     prepare(model)
     return LoadedTask(
         request=request,
-        learner=Learner(task, model, settings, device),
+        learner=Learner(task, model, settings, device, Path(request.topology_file)),
         datasets=datasets,
-        schema=schema_of(model),
-        optimiser_floats=optimiser_floats(model, settings),
         training_records=training_records,
         holdout_records=record_count(datasets.holdout),
     )

@@ -152,7 +152,7 @@ class Tabular:
 
     def metrics(self, model: torch.nn.Module, batches: Iterable[Any]) -> Mapping[str, float]:
         """Accuracy, log loss in nats, and AUC where the records are of both classes."""
-        return binary_metrics(*self.predict(model, batches))
+        return self.figures(self.predictions(model, batches))
 
     def predict(self, model: torch.nn.Module, batches: Iterable[Any]) -> Predictions:
         """Labels and scores of every record of ``batches``, in their order."""
@@ -164,8 +164,12 @@ class Tabular:
         return Predictions(np.concatenate(labels), np.concatenate(scores))
 
     def predictions(self, model: torch.nn.Module, batches: Iterable[Any]) -> Predictions:
-        """What the metrics' intervals and the calibration are computed from."""
+        """What the metrics, their intervals and the calibration are computed from."""
         return self.predict(model, batches)
+
+    def figures(self, predictions: Predictions) -> Mapping[str, float]:
+        """The metrics of these predictions."""
+        return binary_metrics(*predictions)
 
     def weigh_classes(self, training: Sequence[TensorDataset]) -> None:
         """Take the weight of each class, where they are balanced, from these records together.
