@@ -245,6 +245,37 @@ def evaluate(
 
 
 @app.command()
+def report(
+    config: ConfigOption = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page to read and print; - for stdout.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write it as JSON; - for stdout.")
+    ] = None,
+    site: Annotated[
+        list[Path] | None,
+        typer.Option("--site", help="Another site's report as JSON, to stand beside; repeatable."),
+    ] = None,
+    with_local: Annotated[
+        bool,
+        typer.Option("--with-local", help="Train on this site's records alone first, to compare."),
+    ] = False,
+) -> None:
+    """Write this site's report, the model card; the daemon may run meanwhile."""
+    from p2pfed.cli.report import make_report
+
+    for line in make_report(
+        choose_config(config),
+        html=html,
+        json_file=json_file,
+        other_sites=site or [],
+        with_local=with_local,
+    ):
+        _say(line)
+
+
+@app.command()
 def backup(
     output: Annotated[Path, typer.Argument(help="The tar file to write.")],
     config: ConfigOption = None,

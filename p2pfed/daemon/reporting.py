@@ -3,6 +3,7 @@ any time."""
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -30,6 +31,7 @@ REPORT_NAME = "report"  # .json and .html in the state directory
 LOCAL_NAME = "local-baseline.json"  # there as well, once it was trained
 MAX_REPORT_BYTES = 16 * 1024 * 1024  # of another site's; one of ours has at most a few
 MAX_LOCAL_BYTES = 64 * 1024
+ROUNDS_PER_REPORT = 100  # where a federation runs without a planned end
 
 
 class LocalBaseline(BaseModel):
@@ -173,11 +175,31 @@ def write_report(site: Site, topology: Topology, written_at_seconds: int) -> Non
     write_file(site.state_directory / f"{REPORT_NAME}.html", render_page(report))
 
 
-async def write_report_of_run(site: Site, topology: Topology) -> None:
-    """As ``write_report``, in a thread; what fails is logged, for a report is no reason to fail."""
-    try:
-        await trio.to_thread.run_sync(write_report, site, topology, int(time.time()))
-    except StoreError as error:
-        log.warning("the report cannot be written", reason=str(error))
-    else:
-        log.info("report written", path=str(site.state_directory / f"{REPORT_NAME}.html"))
+class ReportKeeper:
+    """Writes a running daemon's report: when its rounds are done, every hundred, and at its end."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._rounds_written: int | None = None
+
+    def is_due(self, rounds_done: int, *, finished: bool) -> bool:
+        """Whether there is enough that the last one does not have.
+
+        :param rounds_done: since the daemon began.
+        """
+        if self._rounds_written is None:
+            return finished or rounds_done >= ROUNDS_PER_REPORT
+        new = rounds_done - self._rounds_written
+        return new >= ROUNDS_PER_REPORT or (finished and new > 0)
+
+    async def write(self, topology: Topology, rounds_done: int) -> None:
+        """Write it in a thread; what fails is logged, for a report is no reason to stop."""
+        self._rounds_written = rounds_done
+        job = partial(write_report, self._site, topology, int(time.time()))
+        try:
+            await trio.to_thread.run_sync(job)
+        except StoreError as error:
+            log.warning("the report cannot be written", reason=str(error))
+        else:
+            page = self._site.state_directory / f"{REPORT_NAME}.html"
+            log.info("report written", path=str(page))

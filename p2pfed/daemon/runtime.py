@@ -6,7 +6,7 @@ another ``dispatch``. All of it happens on one trio thread, so the engine needs 
 """
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -409,6 +409,13 @@ class Runtime:
             **{name: round(value, 4) for name, value in self.metrics_after.items()},
         )
         self.dispatch(on.RoundCommitted(round_number))
+
+    async def store_export(self, record: Mapping[str, Any]) -> None:
+        """Note a model file that was written, for the lineage.
+
+        :raises StoreError: it cannot be stored; the file is there nevertheless.
+        """
+        await self._in_thread(partial(self.store.add_export, record))
 
     async def _adopt(self, command: do.Adopt) -> None:
         """Try the donors' model, and take it if it will do."""
