@@ -239,8 +239,10 @@ def evaluate(
     if json_output:
         _say(json.dumps(result, indent=2))
         return
-    for name, value in sorted(result["metrics"].items()):
-        _say(f"{name:12} {value:.4f}")
+    for name, value in sorted({**result["metrics"], **result["calibration"]}.items()):
+        ends = result["intervals"].get(name)
+        interval = f"  ({ends[0]:.4f} to {ends[1]:.4f})" if ends else ""
+        _say(f"{name:12} {value:.4f}{interval}")
     _say(f"{'records':12} {result['records']}")
 
 

@@ -588,4 +588,9 @@ class Daemon:
     async def evaluate(self, data: Path) -> EvaluateResult:
         """:raises DataError: the file does not fit the task."""
         evaluated = await self._trainer.evaluate_file(data)
-        return EvaluateResult(dict(evaluated.metrics), evaluated.records)
+        return EvaluateResult(
+            dict(evaluated.metrics),
+            evaluated.records,
+            dict(evaluated.intervals),
+            dict(evaluated.calibration),
+        )

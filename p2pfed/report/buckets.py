@@ -3,7 +3,8 @@
 An exact count that leaves a site says when one patient more or less was in it. Ranges are what
 statistics offices publish instead; a count below ``SMALLEST`` is not told at all, as the rule of
 thumb of statistical disclosure control has it (A. Hundepool et al., Statistical Disclosure
-Control, 2012, section 5.2).
+Control, 2012, section 5.2). A share of records and its confidence interval still let a reader
+estimate how many there are.
 """
 
 SMALLEST = 10

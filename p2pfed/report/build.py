@@ -38,7 +38,7 @@ from p2pfed.report.metric_names import PERSONAL_PREFIX, direction
 from p2pfed.report.records import RoundRecord, drifts_of
 from p2pfed.topology import Topology
 
-FIGURE_DECIMALS = 4  # more would tell numbers of records, and none of them means anything
+FIGURE_DECIMALS = 4  # those beyond mean nothing
 CHAIN_DOMAIN = b"p2pfed/1 report chain"
 
 
@@ -301,7 +301,13 @@ def _models(sources: Sources, last: RoundRecord | None) -> tuple[ModelFigures, .
             ModelFigures(
                 model="local_only",
                 metrics=_rounded_all(sources.local.metrics),
-                intervals=_rounded_intervals(sources.local.intervals),
+                intervals=_rounded_intervals(
+                    {
+                        name: ends
+                        for name, ends in sources.local.intervals.items()
+                        if name in sources.local.metrics
+                    }
+                ),
             )
         )
     if last is None:

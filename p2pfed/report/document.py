@@ -228,7 +228,7 @@ class Lineage(Part):
 
 
 class DataPart(Part):
-    """Ranges; exact numbers of records do not leave the site."""
+    """Ranges, of at least the first number and less than the second."""
 
     training_records: Bucket | None
     holdout_records: Bucket | None

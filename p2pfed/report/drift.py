@@ -24,7 +24,9 @@ from p2pfed.report.metric_names import Direction
 SMOOTHING = 0.2  # weight of the newest round; Roberts recommends small ones for small shifts
 LIMIT_SIGMAS = 3.0
 MEDIAN_RANGE_PER_SIGMA = 0.954  # of the difference of two normal variables
-MIN_ROUNDS = 10  # fewer say too little of the noise
+# Until then the first value still weighs more in the average than its share, and fewer say too
+# little of the noise.
+WARM_UP_ROUNDS = 10
 NOISE_ROUNDS = 100  # newest rounds from which the noise is taken
 MIN_RELATIVE_NOISE = 0.005  # of the best: what does not move at all has no noise to compare with
 
@@ -69,12 +71,12 @@ def find_drift(metric: str, history: Sequence[Observation], direction: Direction
     :param history: finite values, the oldest first.
     :param direction: a metric of unknown direction never drifts.
     """
-    if len(history) < MIN_ROUNDS or direction == "unknown":
+    if len(history) <= WARM_UP_ROUNDS or direction == "unknown":
         return None
     sign = 1.0 if direction == "higher" else -1.0
     values = [sign * seen.value for seen in history]
     averages = moving_averages(values)
-    best = max(range(len(averages)), key=averages.__getitem__)
+    best = max(range(WARM_UP_ROUNDS - 1, len(averages)), key=averages.__getitem__)
     noise = max(_noise(values[-NOISE_ROUNDS:]), MIN_RELATIVE_NOISE * abs(averages[best]))
     # Roberts: in the long run the average has this share of a value's standard deviation.
     spread = noise * math.sqrt(SMOOTHING / (2 - SMOOTHING))
@@ -111,4 +113,4 @@ def _beyond(
 ) -> bool | None:
     if interval is None:
         return None
-    return value < interval[0] if direction == "higher" else value > interval[1]
+    return bool(value < interval[0] if direction == "higher" else value > interval[1])

@@ -300,7 +300,11 @@ def _data(report: Report) -> str:
             ("hold-out records", _range(report.data.holdout_records)),
             ("fewest records that are trained on", report.privacy.minimum_records),
         ]
-    ) + _paragraph("Ranges: exact numbers of records do not leave the site.", "note")
+    ) + _paragraph(
+        "Ranges, so that one patient more or less is not to be read off; a share and its interval "
+        "still let a reader estimate how many records they are of.",
+        "note",
+    )
 
 
 def _history(report: Report) -> str:
