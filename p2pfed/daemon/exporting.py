@@ -65,13 +65,13 @@ class _Conversation:
 
     async def say(self, message: Message) -> Written:
         """:raises _ProcessFailedError: no answer."""
-        self.owed = True
         source, sink = self.process.stdout, self.process.stdin
         assert source is not None  # noqa: S101 - both are pipes
         assert sink is not None  # noqa: S101
         try:
             with trio.fail_after(ANSWER_TIMEOUT_SECONDS):
                 await sink.send_all(message.line())
+                self.owed = True
                 while b"\n" not in self.unread:
                     part = await source.receive_some(READ_BYTES)
                     if not part or len(self.unread) > MAX_LINE_BYTES:
