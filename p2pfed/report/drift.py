@@ -5,7 +5,7 @@ Control chart tests based on geometric moving averages, Technometrics 1 (1959)) 
 best that it has been. The noise of a single round comes from the median of the moving ranges, which
 a slow rise during training and a single jump leave as it is (P. C. Clifford, Control charts without
 calculations, Industrial Quality Control 15 (1959)). The best of T averages lies up to
-sqrt(2 ln T) of their standard deviations above their mean by chance alone; the limit is three
+sqrt(2 ln T) of their standard deviations above their mean by chance alone; the limit is four
 further below.
 
 The hold-out is the same in every round, so its own chance is not in that noise: a fall that the
@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from p2pfed.report.metric_names import Direction
 
 SMOOTHING = 0.2  # weight of the newest round; Roberts recommends small ones for small shifts
-LIMIT_SIGMAS = 3.0
+# Three, as usual, would alarm in every eighth history of 200 rounds in which nothing happens:
+# benchmarks/intervals.py.
+LIMIT_SIGMAS = 4.0
 MEDIAN_RANGE_PER_SIGMA = 0.954  # of the difference of two normal variables
 # Until then the first value still weighs more in the average than its share, and fewer say too
 # little of the noise.

@@ -42,7 +42,7 @@ def test_the_limit_by_hand() -> None:
     averages = moving_averages(values)
     best = max(averages)
     spread = 0.02 / 0.954 / 3
-    assert found.limit == pytest.approx(best - (3 + math.sqrt(2 * math.log(24))) * spread)
+    assert found.limit == pytest.approx(best - (4 + math.sqrt(2 * math.log(24))) * spread)
     assert found.best == pytest.approx(best)
     assert found.now == pytest.approx(averages[-1])
     # Already the first of the low rounds takes the average below the limit.
