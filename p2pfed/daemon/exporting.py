@@ -1,5 +1,6 @@
 """Hands each round's figures to the exporter process; what goes wrong with it costs no round."""
 
+import re
 import subprocess
 import sys
 from collections import deque
@@ -24,6 +25,7 @@ CLOSE_TIMEOUT_SECONDS = 5.0
 RESTART_DELAY_SECONDS = 30.0
 MAX_REASON_CHARACTERS = 300
 READ_BYTES = 65_536
+_USER_INFORMATION = re.compile(r"://[^/\s@]+@")  # of a tracking URI; MLflow repeats it in errors
 PROCESS = "exporter"  # under which the process's own failures are shown
 
 
@@ -160,7 +162,10 @@ class Exporting:
 
     def _show(self, errors: dict[str, str]) -> None:
         """Take what fails now; each failure is logged when it begins and no more."""
-        shown = {name: printable(text, MAX_REASON_CHARACTERS) for name, text in errors.items()}
+        shown = {
+            name: printable(_USER_INFORMATION.sub("://", text), MAX_REASON_CHARACTERS)
+            for name, text in errors.items()
+        }
         for name in sorted(shown.keys() - self.errors.keys()):
             log.warning("metrics are not exported; rounds go on", target=name, reason=shown[name])
         for name in sorted(self.errors.keys() - shown.keys()):

@@ -248,3 +248,9 @@ async def test_a_process_that_talks_nonsense_is_a_failure_and_no_more(
     async with running(exporting):
         await until(lambda: exporting.errors)
     assert "The Zen of Python" in exporting.errors["exporter"]
+
+
+def test_a_password_in_the_tracking_uri_is_not_shown() -> None:
+    exporting = Exporting(begin())
+    exporting._show({"mlflow": "cannot reach https://user:word@mlflow.example/api"})
+    assert exporting.errors == {"mlflow": "cannot reach https://mlflow.example/api"}
