@@ -4,6 +4,7 @@ Everything in it that is not written here passes through :func:`_text`: site nam
 paths come from members and files, and may hold anything.
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -162,7 +163,7 @@ def _details(report: Report) -> str:
             ("federation id", details.federation_id),
             ("site", f"{details.site}, peer id {details.peer_id}"),
             ("task", details.task + own_class),
-            ("task options", details.task_options),
+            ("task options", json.dumps(details.task_options, ensure_ascii=False)),
             ("seed", details.seed),
             ("model", f"{details.parameters} parameters that travel"),
             ("model digest", details.model_digest or NOTHING),
@@ -324,7 +325,7 @@ def _history(report: Report) -> str:
     charts.append(
         _plain_chart(report.history, "consensus distance", lambda row: row.consensus_distance)
     )
-    heads = ("round", "rule", "degraded", "model", "loss", "consensus distance", *names)
+    heads = ("round", "rule", "degraded", "model", "training loss", "consensus distance", *names)
     rows = [
         (
             row.round,
