@@ -139,6 +139,7 @@ class RoundWork:
         previous: bytes,
         replica_before: bytes,
         since_round: int,
+        privacy_spend: float,
     ) -> SignedHeader:
         header = Header(
             version=limits.PROTOCOL_VERSION,
@@ -158,7 +159,7 @@ class RoundWork:
             chunks_root=sealed.chunks_root,
             chunk_count=context.chunk_count,
             payload_bytes=context.payload_bytes,
-            privacy_spend=0.0,
+            privacy_spend=privacy_spend,
             time_seconds=int(time.time()),
         )
         return sign_header(self._identity, header)
@@ -180,11 +181,13 @@ class RoundWork:
         plan: FederationPlan,
         trained: npt.NDArray[np.float32],
         optimiser: npt.NDArray[np.float32],
+        privacy_spend: float = 0.0,
     ) -> Sendable:
         """Encode, seal and sign the trained model's change, and make all of it durable.
 
         :param trained: shape (d,), float32.
         :param optimiser: shape (s,), float32; the state that local training goes on from.
+        :param privacy_spend: epsilon of all local training so far, as the header declares it.
         """
         against_genesis = command.replica_before == self.genesis_digest
         key = os.urandom(PAYLOAD_KEY_BYTES)
@@ -209,6 +212,7 @@ class RoundWork:
             previous=command.previous,
             replica_before=command.replica_before,
             since_round=command.since_round,
+            privacy_spend=privacy_spend,
         )
         self._trained_digest = stored.result()
         self._optimiser_digest = self._store.put_vector(optimiser)
@@ -282,6 +286,7 @@ class RoundWork:
             previous=published.digest,
             replica_before=NOTHING_HELD,
             since_round=header.since_round,
+            privacy_spend=header.privacy_spend,
         )
         return Sendable(signed, sealed.chunk_digests, key, path, throw_away=True)
 

@@ -36,6 +36,9 @@ TensorShape = Annotated[
     tuple[str, Annotated[tuple[int, ...], Strict(strict=False)]], Strict(strict=False)
 ]
 
+SpendFields = Annotated[tuple[float, float, int], Strict(strict=False)]
+"""Sampling rate, noise multiplier and steps of a part of the training."""
+
 
 @dataclass(frozen=True, config=_STRICT)
 class Open:
@@ -49,6 +52,9 @@ class Open:
     :ivar minimum_records: fewer training records than this are refused.
     :ivar threads: intra-op threads; another number gives other bytes for the same round.
     :ivar topology_file: named in messages, like ``site_file``; neither is read.
+    :ivar noise_multiplier: with it the site trains with differential privacy: standard deviation
+        of the noise over ``clip_norm``, the 2-norm to which each record's gradient is clipped.
+    :ivar delta: at which the privacy is accounted.
     """
 
     task_kind: TaskKind
@@ -63,6 +69,9 @@ class Open:
     threads: Annotated[int, Field(ge=1)] = 1
     topology_file: str = "topology.toml"
     site_file: str = "site.toml"
+    noise_multiplier: float | None = None
+    clip_norm: float | None = None
+    delta: float | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -79,10 +88,29 @@ class Map:
 
 @dataclass(frozen=True, config=_STRICT)
 class Train:
-    """Train from ``parameters_in`` and ``optimiser_in``. Answered by :class:`Trained`."""
+    """Train from ``parameters_in`` and ``optimiser_in``. Answered by :class:`Trained`.
+
+    :ivar noise_secret: what the noise and the sampling of a private round are drawn from; given
+        exactly where the task was opened with a noise multiplier.
+    """
 
     round_number: Annotated[int, Field(ge=0)]
     local_steps: Annotated[int, Field(ge=1)]
+    noise_secret: Annotated[bytes, Field(min_length=32, max_length=32)] | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Price:
+    """Account for what was spent, and for a round more. Answered by :class:`Priced`.
+
+    :ivar spent: sampling rate, noise multiplier and steps of what was trained so far; the order
+        does not matter.
+    :ivar next_steps: of the round to come, at this site's own rate and noise.
+    """
+
+    spent: Annotated[tuple[SpendFields, ...], Strict(strict=False)]
+    delta: float
+    next_steps: Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -115,6 +143,7 @@ class Ready:
     :ivar optimiser_floats: floats of optimiser state that are carried from round to round.
     :ivar schema: name and shape of each tensor, in the order of the flat vector.
     :ivar device: what is trained on, in words.
+    :ivar sampling_rate: probability with which a private step draws a record; 0 without privacy.
     """
 
     dimension: Annotated[int, Field(ge=1)]
@@ -125,6 +154,7 @@ class Ready:
     holdout_records: int
     device: str
     torch_version: str
+    sampling_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -156,6 +186,14 @@ class Trained:
     loss: float
     seconds: float
     samples: int
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Priced:
+    """Epsilon of what was spent, and of that and the round to come together."""
+
+    epsilon: Annotated[float, Field(ge=0.0)]
+    epsilon_with_next: Annotated[float, Field(ge=0.0)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -202,15 +240,15 @@ class Failed:
     problems: tuple[ProblemFields, ...] = ()
 
 
-Request = Open | Map | Train | Evaluate | EvaluateFile | Export
-Reply = Ready | Genesis | Progress | Trained | Evaluated | Exported | Failed
+Request = Open | Map | Price | Train | Evaluate | EvaluateFile | Export
+Reply = Ready | Genesis | Progress | Priced | Trained | Evaluated | Exported | Failed
 Message = Request | Reply
 
 _KINDS: dict[str, type[Message]] = {
     message.__name__: message
     for message in (
-        Open, Map, Train, Evaluate, EvaluateFile, Export,
-        Ready, Genesis, Progress, Trained, Evaluated, Exported, Failed,
+        Open, Map, Price, Train, Evaluate, EvaluateFile, Export,
+        Ready, Genesis, Progress, Priced, Trained, Evaluated, Exported, Failed,
     )
 }  # fmt: skip
 
