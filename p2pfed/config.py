@@ -138,6 +138,12 @@ class Training(Settings):
         ge=1,
         le=1024,
     )
+    maximum_local_steps: int | None = Field(
+        None,
+        description="Local steps a round that this site takes at most, where the federation's are "
+        "too many for its machine. Default: as many as the federation. Needs a restart.",
+        ge=1,
+    )
 
 
 class SiteTask(Settings):

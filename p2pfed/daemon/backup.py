@@ -232,7 +232,7 @@ def mark(database: sqlite3.Connection) -> tuple[int, set[bytes]]:
         raise StoreError(f"the journal is of another state version than {SCHEMA_VERSION}")
     database.execute("BEGIN IMMEDIATE")
     newest = database.execute(
-        "SELECT id, round_number, published, model, replica, optimiser FROM generations "
+        "SELECT id, round_number, published, model, replica, site_state FROM generations "
         "ORDER BY id DESC LIMIT 1"
     ).fetchone()
     round_number, digests = 0, set[bytes]()
@@ -425,7 +425,7 @@ def _check_state(state: Path, manifest: Manifest) -> None:
     finally:
         store.close()
     listed = {Path(m.name).stem for m in manifest.members if m.name.startswith(_VECTORS)}
-    named = {d.hex() for d in (found.model, found.replica, found.optimiser)} if found else set()
+    named = {d.hex() for d in (found.model, found.replica, found.site_state)} if found else set()
     if not marked or listed != named or (found is not None and found.published):
         raise DamagedStateError("the journal in the backup is not one that p2pfed backup made")
     sync_directory(state / _VECTORS)

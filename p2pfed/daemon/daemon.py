@@ -91,6 +91,7 @@ def trainer_request(site: Site, topology: Topology) -> frames.Open:
             topology.file.privacy.minimum_records, site.file.privacy.minimum_records
         ),
         threads=site.file.training.threads,
+        maximum_local_steps=site.file.training.maximum_local_steps,
         topology_file=str(topology.path),
         site_file=str(site.path),
         noise_multiplier=privacy.noise_multiplier if privacy is not None else None,
@@ -220,7 +221,7 @@ class Daemon:
         return plan
 
     def _recover(self) -> None:
-        floats = self._trainer.ready.optimiser_floats
+        floats = self._trainer.ready.state_floats
         for damaged in self.store.recover(self._trainer.genesis_digest, floats):
             log.error("a damaged file of the state is given up", path=str(damaged))
 
@@ -287,18 +288,18 @@ class Daemon:
             )
 
     def _restore_trainer(self, ready: frames.Ready) -> None:
-        """Give the trainer the model and optimiser state that the store names."""
+        """Give the trainer the model and the site state that the store names."""
         generation = self.store.generation()
         if generation is None:
             self._trainer.parameters_in[:] = self._trainer.genesis
             return
         model = self.store.vector(generation.model, ready.dimension)
-        optimiser = self.store.vector(generation.optimiser, ready.optimiser_floats)
+        site_state = self.store.vector(generation.site_state, ready.state_floats)
         if generation.published:
             self._trainer.parameters_out[:] = model
-            self._trainer.optimiser_out[:] = optimiser
+            self._trainer.state_out[:] = site_state
         self._trainer.parameters_in[:] = model
-        self._trainer.optimiser_in[:] = optimiser
+        self._trainer.state_in[:] = site_state
         log.info("state restored", round=generation.round_number, published=generation.published)
 
     def _connect_parts(self) -> None:

@@ -45,9 +45,7 @@ class PricingTrainer(Protocol):
     @property
     def ready(self) -> frames.Ready: ...
 
-    async def price(
-        self, spent: tuple[tuple[float, float, int], ...], delta: float, next_steps: int
-    ) -> frames.Priced: ...
+    async def price(self, request: frames.Price) -> frames.Priced: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +116,7 @@ class PrivateTraining:
         :raises TrainingError: the trainer does not answer.
         """
         if self.ledger is not None:
-            priced = await self._trainer.price(self.ledger.spent(), self.terms.delta, 0)
+            priced = await self._price(self.ledger, self.terms.delta)
             self.epsilon_spent = priced.epsilon
 
     async def grant(
@@ -142,7 +140,7 @@ class PrivateTraining:
         self._goes_out = False
         if ledger is None:
             return None
-        charge = Charge(
+        usual = Charge(
             round_number,
             start,
             self.sampling_rate,
@@ -152,20 +150,22 @@ class PrivateTraining:
         )
         if self._resumed_round is None:
             self._resumed_round = round_number
-        if not await self._account_for(elsewhere, charge, until_stored):
+        if not await self._account_for(elsewhere, usual, until_stored):
             return None
-        steps = 0 if ledger.holds(charge) else local_steps
-        priced = await self._trainer.price(ledger.spent(), self.terms.delta, steps)
+        priced = await self._price(ledger, self.terms.delta, round_number, local_steps)
+        charge = Charge(round_number, start, *priced.next_spend, self.terms.delta)
+        # Done again after a crash, with the same noise, it gives away nothing that it did not.
+        epsilon = priced.epsilon if ledger.holds(charge) else priced.epsilon_with_next
         self.epsilon_spent = priced.epsilon
-        if priced.epsilon_with_next > self.terms.epsilon:
+        if epsilon > self.terms.epsilon:
             self._stop(
                 f"epsilon {priced.epsilon:.4g} of {self.terms.epsilon:g} is spent at delta "
-                f"{self.terms.delta:g}, and another round would make it "
-                f"{priced.epsilon_with_next:.4g}"
+                f"{self.terms.delta:g}, and another round would make it {epsilon:.4g}"
             )
             return None
-        await until_stored(partial(ledger.reserve, charge))
-        self.epsilon_spent = self._vouched_epsilon = priced.epsilon_with_next
+        if charge.steps:
+            await until_stored(partial(ledger.reserve, charge))
+        self.epsilon_spent = self._vouched_epsilon = epsilon
         self.stopped, self._goes_out = None, True
         return self._secret(charge)
 
@@ -176,9 +176,10 @@ class PrivateTraining:
         :raises TrainingError: the trainer does not answer.
         """
         ledger = self.ledger
-        assert ledger is not None and ledger.last is not None  # noqa: S101 - it granted
+        assert ledger is not None  # noqa: S101 - it granted
         self._goes_out = False
-        if not await self._account_for(elsewhere, ledger.last, until_stored):
+        like = ledger.last
+        if like is not None and not await self._account_for(elsewhere, like, until_stored):
             return True
         await self.reckon()
         if self.epsilon_spent > self.terms.epsilon:
@@ -219,7 +220,7 @@ class PrivateTraining:
             declared = max(declared, elsewhere.header.privacy_spend)
         if declared <= self._vouched_epsilon * (1 + RELATIVE_TOLERANCE):
             return True
-        priced = await self._trainer.price(ledger.spent(), delta, 0)
+        priced = await self._price(ledger, delta)
         if declared > priced.epsilon * (1 + RELATIVE_TOLERANCE):
             self.is_damaged = True
             self._stop(
@@ -229,6 +230,18 @@ class PrivateTraining:
             return False
         self._vouched_epsilon = declared
         return True
+
+    async def _price(
+        self, ledger: PrivacyLedger, delta: float, round_number: int = 0, local_steps: int = 0
+    ) -> frames.Priced:
+        return await self._trainer.price(
+            frames.Price(
+                spent=ledger.spent(),
+                delta=delta,
+                round_number=round_number,
+                local_steps=local_steps,
+            )
+        )
 
     def _unknown_rounds(self, elsewhere: SignedHeader | None) -> range:
         """The rounds that may have been trained under this site's key, unknown to this state.

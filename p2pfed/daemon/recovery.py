@@ -28,10 +28,10 @@ class Generation:
     published: bool
     model: bytes
     replica: bytes
-    optimiser: bytes
+    site_state: bytes
 
     def vectors(self) -> tuple[bytes, bytes, bytes]:
-        return self.model, self.replica, self.optimiser
+        return self.model, self.replica, self.site_state
 
 
 def vector_is_intact(path: Path, digest: bytes) -> bool:
@@ -78,13 +78,13 @@ def stand_in(
     before: Generation | None,
     genesis: bytes,
     is_intact: Callable[[bytes], bool],
-    fresh_optimiser: Callable[[], bytes],
+    fresh_site_state: Callable[[], bytes],
 ) -> Generation | None:
     """What to resume from instead of ``newest``: itself where it is intact.
 
     :param genesis: the digest of the genesis model, which every site can make anew.
     :param is_intact: whether the vector of a digest is there, unharmed.
-    :param fresh_optimiser: the digest of an optimiser state as of the first round, which every
+    :param fresh_site_state: the digest of a site state as of the first round, which every
         site can make anew as well.
     :returns: None where no model is left.
     """
@@ -93,28 +93,28 @@ def stand_in(
         return generation.replica == genesis or is_intact(generation.replica)
 
     def is_whole(one: Generation) -> bool:
-        return is_intact(one.model) and is_intact(one.optimiser) and replica_is_known(one)
+        return is_intact(one.model) and is_intact(one.site_state) and replica_is_known(one)
 
     if is_whole(newest):
         return newest
     if before is not None and before.published and not newest.published and is_whole(before):
         return before  # nothing of the newest round went out: the one before is closed again
     models = [newest.model, newest.replica]
-    optimisers = [newest.optimiser]
+    site_states = [newest.site_state]
     if before is not None:
         models += [before.model, before.replica]
-        optimisers.append(before.optimiser)
+        site_states.append(before.site_state)
     model = next(filter(is_intact, models), None)
     if model is None:
         return None
-    optimiser = next(filter(is_intact, optimisers), None) or fresh_optimiser()
+    site_state = next(filter(is_intact, site_states), None) or fresh_site_state()
     if replica_is_known(newest):
         # What the codec kept back is lost with the trained model, and nothing else.
-        return replace(newest, model=model, optimiser=optimiser)
+        return replace(newest, model=model, site_state=site_state)
     # Nobody here knows any more what the neighbours hold. A delta may always build on the
     # genesis; the round that went out stands, and the next one is the first to be signed.
     following = newest.round_number + int(newest.published)
-    return Generation(following, False, model, genesis, optimiser)
+    return Generation(following, False, model, genesis, site_state)
 
 
 def start_of_round(

@@ -93,7 +93,7 @@ class RoundWork:
         self._trained_digest = (
             generation.model if generation and generation.published else self.genesis_digest
         )
-        self._optimiser_digest = generation.optimiser if generation else None
+        self._site_state_digest = generation.site_state if generation else None
         self._envelopes: dict[bytes, Sendable] = {}  # by header digest, oldest first
         for item in store.envelopes():
             self._retain(item)
@@ -180,13 +180,13 @@ class RoundWork:
         command: do.Publish,
         plan: FederationPlan,
         trained: npt.NDArray[np.float32],
-        optimiser: npt.NDArray[np.float32],
+        site_state: npt.NDArray[np.float32],
         privacy_spend: float = 0.0,
     ) -> Sendable:
         """Encode, seal and sign the trained model's change, and make all of it durable.
 
         :param trained: shape (d,), float32.
-        :param optimiser: shape (s,), float32; the state that local training goes on from.
+        :param site_state: shape (s,), float32; what this site's training keeps.
         :param privacy_spend: epsilon of all local training so far, as the header declares it.
         """
         against_genesis = command.replica_before == self.genesis_digest
@@ -215,13 +215,13 @@ class RoundWork:
             privacy_spend=privacy_spend,
         )
         self._trained_digest = stored.result()
-        self._optimiser_digest = self._store.put_vector(optimiser)
+        self._site_state_digest = self._store.put_vector(site_state)
         generation = Generation(
             round_number=command.round_number,
             published=True,
             model=self._trained_digest,
             replica=sealed.replica_after,
-            optimiser=self._optimiser_digest,
+            site_state=self._site_state_digest,
         )
         self._store.commit_published(generation, signed, sealed.chunk_digests, key)
         self.own_digest = sealed.replica_after
@@ -392,12 +392,12 @@ class RoundWork:
         self,
         round_number: int,
         gathered: Mixed,
-        optimiser: npt.NDArray[np.float32],
+        site_state: npt.NDArray[np.float32],
         headers: Mapping[tuple[bytes, int], SignedHeader],
         record: Mapping[str, Any],
     ) -> None:
-        """Make the donors' model the start of ``round_number``, with a fresh ``optimiser``."""
-        self._optimiser_digest = self._store.put_vector(optimiser)
+        """Make the donors' model, with its ``site_state``, the start of ``round_number``."""
+        self._site_state_digest = self._store.put_vector(site_state)
         self.commit(round_number - 1, gathered, headers, record)
 
     def start_of_round(self) -> npt.NDArray[np.float32]:
@@ -413,13 +413,13 @@ class RoundWork:
         record: Mapping[str, Any],
     ) -> None:
         """Make the mixed model the start of the next round."""
-        assert self._optimiser_digest is not None  # noqa: S101 - stored before
+        assert self._site_state_digest is not None  # noqa: S101 - stored before
         generation = Generation(
             round_number=round_number + 1,
             published=False,
             model=mixed.digest,
             replica=self.own_digest,
-            optimiser=self._optimiser_digest,
+            site_state=self._site_state_digest,
         )
         self._store.commit_round(generation, self._replicas, headers, record)
         self._start_digest = mixed.digest

@@ -315,7 +315,7 @@ class Runtime:
 
     def _leave_untrained(self) -> None:
         self.trainer.parameters_out[:] = self.trainer.parameters_in
-        self.trainer.optimiser_out[:] = self.trainer.optimiser_in
+        self.trainer.state_out[:] = self.trainer.state_in
 
     async def _publish(self, command: do.Publish) -> None:
         privacy = self.privacy
@@ -324,7 +324,7 @@ class Runtime:
             command,
             self.plan,
             self.trainer.parameters_out,
-            self.trainer.optimiser_out,
+            self.trainer.state_out,
             privacy.declared if privacy is not None else 0.0,
         )
         item = await self._until_stored(job)
@@ -455,14 +455,14 @@ class Runtime:
         self.dispatch(on.AdoptionRefused(command.round_number, reason))
 
     async def _take_up(self, round_number: int, gathered: Mixed) -> None:
-        """Go on from the donors' model, with a fresh optimiser."""
-        await self._in_thread(partial(self.trainer.optimiser_in.fill, 0.0))
+        """Go on from the donors' model: what training kept of the one given up is forgotten, what
+        is this site's own stays."""
+        kept = self.trainer.ready.kept_state_floats
+        await self._in_thread(partial(self.trainer.state_in[kept:].fill, 0.0))
         self.degraded = False
         record, headers = self._record(round_number - 1, gathered), self.headers.entries()
         await self._until_stored(
-            partial(
-                self.work.adopt, round_number, gathered, self.trainer.optimiser_in, headers, record
-            )
+            partial(self.work.adopt, round_number, gathered, self.trainer.state_in, headers, record)
         )
         self.model_digest = gathered.digest
         self.dispatch(on.Adopted(round_number))
@@ -483,7 +483,7 @@ class Runtime:
 
     def _hand_to_trainer(self, mixed: Mixed) -> None:
         self.trainer.parameters_in[:] = mixed.model
-        self.trainer.optimiser_in[:] = self.trainer.optimiser_out
+        self.trainer.state_in[:] = self.trainer.state_out
 
     def _take_notice(self, notice: do.Notice) -> None:
         self.notices.append(notice)

@@ -197,7 +197,7 @@ class Store:
     def _generations(self) -> list[Generation]:
         """The newest first."""
         rows = self._journal.rows(
-            "SELECT round_number, published, model, replica, optimiser FROM generations "
+            "SELECT round_number, published, model, replica, site_state FROM generations "
             "ORDER BY id DESC"
         )
         return [Generation(row[0], bool(row[1]), *row[2:]) for row in rows]
@@ -214,7 +214,7 @@ class Store:
             return genesis
         return start_of_round(*generations, published=self.last_published(), genesis=genesis)
 
-    def recover(self, genesis: bytes, optimiser_floats: int) -> tuple[Path, ...]:
+    def recover(self, genesis: bytes, state_floats: int) -> tuple[Path, ...]:
         """Check what is resumed from and what can be sent again; settle for what is left.
 
         To be called before a daemon reads anything else. A damaged ciphertext is forgotten, its
@@ -222,7 +222,7 @@ class Store:
         newest is intact: see ``recovery.stand_in``.
 
         :param genesis: digest of the model that the federation starts from.
-        :param optimiser_floats: length of the optimiser's state.
+        :param state_floats: length of what this site keeps.
         :returns: the files that were damaged; they are gone now.
         :raises DamagedStateError: no model is left to resume from.
         """
@@ -234,12 +234,12 @@ class Store:
                     damaged.append(item.ciphertext)
         generations = self._generations()
         if generations:
-            damaged += self._settle_for(generations, genesis, optimiser_floats)
+            damaged += self._settle_for(generations, genesis, state_floats)
             self.collect_garbage()
         return tuple(damaged)
 
     def _settle_for(
-        self, generations: list[Generation], genesis: bytes, optimiser_floats: int
+        self, generations: list[Generation], genesis: bytes, state_floats: int
     ) -> list[Path]:
         damaged: list[Path] = []
 
@@ -253,8 +253,8 @@ class Store:
             return intact
 
         @cache
-        def fresh_optimiser() -> npt.NDArray[np.float32]:
-            return np.zeros(optimiser_floats, np.float32)
+        def fresh_site_state() -> npt.NDArray[np.float32]:
+            return np.zeros(state_floats, np.float32)
 
         newest, *before = generations
         chosen = stand_in(
@@ -262,7 +262,7 @@ class Store:
             before[0] if before else None,
             genesis,
             is_intact,
-            lambda: vector_digest(fresh_optimiser()),
+            lambda: vector_digest(fresh_site_state()),
         )
         if chosen is None:
             files = ", ".join(str(path) for path in damaged)
@@ -276,8 +276,8 @@ class Store:
         for path in damaged:
             with naming(path):
                 path.unlink(missing_ok=True)
-        if not self._vector_path(chosen.optimiser).exists():
-            self.put_vector(fresh_optimiser())
+        if not self._vector_path(chosen.site_state).exists():
+            self.put_vector(fresh_site_state())
         if chosen == newest and not start_is_lost:
             return damaged
         with self._journal.transaction() as database:
@@ -371,14 +371,14 @@ class Store:
             (generation.round_number, int(generation.published)),
         )
         database.execute(
-            "INSERT INTO generations (round_number, published, model, replica, optimiser) "
+            "INSERT INTO generations (round_number, published, model, replica, site_state) "
             "VALUES (?, ?, ?, ?, ?)",
             (
                 generation.round_number,
                 int(generation.published),
                 generation.model,
                 generation.replica,
-                generation.optimiser,
+                generation.site_state,
             ),
         )
         database.execute(

@@ -61,8 +61,8 @@ class _Opened:
 class Trainer:
     """One trainer process, replaced whenever it dies.
 
-    Put a round's model and optimiser state into ``parameters_in`` and ``optimiser_in``, call
-    :meth:`train`, and read ``parameters_out`` and ``optimiser_out`` before training again. The
+    Put a round's model and what this site keeps of it into ``parameters_in`` and ``state_in``, call
+    :meth:`train`, and read ``parameters_out`` and ``state_out`` before training again. The
     process cannot write to the inputs: after a :class:`TrainerDiedError` the same call gives the
     same bytes.
 
@@ -139,9 +139,9 @@ class Trainer:
         return self._after_start().regions.parameters_in
 
     @property
-    def optimiser_in(self) -> Vector:
-        """The optimiser's state, shape (s,), in shared memory; zeros before the first round."""
-        return self._after_start().regions.optimiser_in
+    def state_in(self) -> Vector:
+        """What this site keeps for itself, shape (s,), in shared memory; zeros at first."""
+        return self._after_start().regions.state_in
 
     @property
     def parameters_out(self) -> Vector:
@@ -149,9 +149,9 @@ class Trainer:
         return self._after_start().regions.parameters_out
 
     @property
-    def optimiser_out(self) -> Vector:
-        """The optimiser's state after training, shape (s,), in shared memory."""
-        return self._after_start().regions.optimiser_out
+    def state_out(self) -> Vector:
+        """What this site keeps after training, shape (s,), in shared memory."""
+        return self._after_start().regions.state_out
 
     async def train(
         self, round_number: int, local_steps: int, noise_secret: bytes | None = None
@@ -165,11 +165,8 @@ class Trainer:
         )
         return await self._ask(request, frames.Trained)
 
-    async def price(
-        self, spent: tuple[tuple[float, float, int], ...], delta: float, next_steps: int
-    ) -> frames.Priced:
-        """Account for private training; see :class:`frames.Price`."""
-        request = frames.Price(spent=spent, delta=delta, next_steps=next_steps)
+    async def price(self, request: frames.Price) -> frames.Priced:
+        """Account for private training."""
         return await self._ask(request, frames.Priced)
 
     async def evaluate(self, side: frames.Side) -> frames.Evaluated:
@@ -298,7 +295,7 @@ class Trainer:
     async def _open(self, process: TrainerProcess, descriptor: int) -> _Opened:
         """The first conversation with a new process, which must go as it did before."""
         ready = await process.request(self._request, frames.Ready, self._note_progress)
-        layout = RegionLayout(ready.dimension, ready.optimiser_floats)
+        layout = RegionLayout(ready.dimension, ready.state_floats)
         before = self._opened
         if before is None:
             try:

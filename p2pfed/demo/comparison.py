@@ -21,11 +21,10 @@ from torch.utils.data import TensorDataset
 from p2pfed.config import load_site
 from p2pfed.demo.layout import MODEL_NAME
 from p2pfed.topology import load_topology
-from p2pfed.training.baseline import predict, train_baseline
+from p2pfed.training.baseline import learner_of, predict, train_baseline
 from p2pfed.training.evaluation.binary import accuracy, auc
 from p2pfed.training.export import read_model
-from p2pfed.training.regions import Vector
-from p2pfed.training.schema import schema_of
+from p2pfed.training.site_state import SiteModel
 from p2pfed.training.tasks.tabular.task import Predictions, Tabular
 
 Figures = dict[str, float]  # by name of the metric
@@ -46,18 +45,18 @@ class Hospitals:
         self._judge = Tabular(options, self._sites[0].data)
 
     @cached_property
-    def local(self) -> list[Vector]:
+    def local(self) -> list[SiteModel]:
         """Each site's own model, trained on its own records alone."""
         return [
             self._train([own], name) for own, name in zip(self.training, self.names, strict=True)
         ]
 
     @cached_property
-    def pooled(self) -> list[Vector]:
+    def pooled(self) -> list[SiteModel]:
         """For each site the one model trained on the records of all of them."""
         return [self._train(self.training, "pooled")] * len(self._sites)
 
-    def _train(self, records: list[TensorDataset], name: str) -> Vector:
+    def _train(self, records: list[TensorDataset], name: str) -> SiteModel:
         settings = self._settings
         return train_baseline(
             self._judge,
@@ -67,19 +66,19 @@ class Hospitals:
             name=name,
         )
 
-    def federated(self, site_files: list[Path]) -> list[Vector]:
+    def federated(self, site_files: list[Path]) -> list[SiteModel]:
         """What each site exported after a run."""
-        schema = schema_of(self._judge.build_model())
-        return [read_model(path.with_name(MODEL_NAME), schema) for path in site_files]
+        learner = learner_of(self._judge, self._settings.task.seed, sites=1)
+        return [read_model(path.with_name(MODEL_NAME), learner) for path in site_files]
 
-    def by_site(self, models: list[Vector]) -> list[Figures]:
+    def by_site(self, models: list[SiteModel]) -> list[Figures]:
         """AUC and accuracy of each site's model on that site's hold-out."""
         return [
             _figures([predict(self._judge, model, holdout)])
             for model, holdout in zip(models, self.holdouts, strict=True)
         ]
 
-    def overall(self, models: list[Vector]) -> Figures:
+    def overall(self, models: list[SiteModel]) -> Figures:
         """Each site's model is judged on all hold-outs together; their mean."""
         figures = [
             _figures([predict(self._judge, model, holdout) for holdout in self.holdouts])

@@ -12,9 +12,9 @@ from torch.utils.data import ConcatDataset, TensorDataset
 
 from p2pfed.training.frames import Progress
 from p2pfed.training.loop import Learner, RoundInput, genesis_model, round_seed
-from p2pfed.training.optimiser import initial_state
-from p2pfed.training.regions import Vector
-from p2pfed.training.schema import prepare, read_vector, schema_of
+from p2pfed.training.sampling import sampler_seed
+from p2pfed.training.schema import prepare
+from p2pfed.training.site_state import SiteModel
 from p2pfed.training.tasks.tabular.task import Predictions, Tabular
 
 CPU = torch.device("cpu")
@@ -22,42 +22,41 @@ CPU = torch.device("cpu")
 
 def train_baseline(
     task: Tabular, training: Sequence[TensorDataset], *, total_steps: int, seed: int, name: str
-) -> Vector:
+) -> SiteModel:
     """Train the genesis model of ``seed`` on the records of all ``training`` together.
 
     A step draws ``batch_size`` records for each dataset, as many as that many sites draw
     together. Changes the class weights of ``task`` to those of these records.
 
     :param name: stands where the site's name stands in the seed of a federation's round.
-    :returns: the model, shape (d,).
     :raises TrainingError: a loss or the model is not finite.
     """
-    learner = _learner(task, seed, sites=len(training))
+    learner = learner_of(task, seed, sites=len(training))
     task.weigh_classes(training)
-    genesis = np.empty(schema_of(learner.model).dimension, np.float32)
-    read_vector(learner.model, genesis)
     given = RoundInput(
-        parameters=genesis,
-        optimiser=initial_state(learner.model, learner.settings),
+        parameters=learner.genesis(),
+        state=np.zeros(learner.layout.floats, np.float32),
         round_number=0,
         local_steps=total_steps,
         seed=round_seed(seed, name, 0),
+        sampler_seed=sampler_seed(seed, name),
     )
-    parameters, optimiser = np.empty_like(given.parameters), np.empty_like(given.optimiser)
-    learner.train(ConcatDataset(training), given, parameters, optimiser, _unheard)
-    return parameters
+    trained = SiteModel(np.empty_like(given.parameters), np.empty_like(given.state))
+    learner.train(ConcatDataset(training), given, trained.parameters, trained.state, _unheard)
+    return trained
 
 
-def predict(task: Tabular, parameters: Vector, dataset: TensorDataset) -> Predictions:
-    """Labels and scores that the model ``parameters``, shape (d,), gives to ``dataset``."""
-    learner = _learner(task, seed=0, sites=1)
-    learner.load(parameters)
+def predict(task: Tabular, model: SiteModel, dataset: TensorDataset) -> Predictions:
+    """Labels and scores that ``model`` gives to ``dataset``."""
+    learner = learner_of(task, seed=0, sites=1)
+    learner.load(model.parameters, model.state)
     learner.model.eval()
     with torch.no_grad():
         return task.predict(learner.model, learner.batches(dataset))
 
 
-def _learner(task: Tabular, seed: int, sites: int) -> Learner:
+def learner_of(task: Tabular, seed: int, sites: int) -> Learner:
+    """A learner of the genesis model, which draws for as many sites together."""
     model = genesis_model(task, seed)
     prepare(model)
     settings = task.options.model_copy(update={"batch_size": task.options.batch_size * sites})

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from p2pfed.errors import ConfigurationError, DataError, TrainingError
@@ -15,7 +14,7 @@ from p2pfed.training.export import evaluate_on_file, export_model
 from p2pfed.training.loading import LoadedTask, device_words, load
 from p2pfed.training.loop import RoundInput, round_seed
 from p2pfed.training.regions import RegionLayout, Regions
-from p2pfed.training.schema import read_vector
+from p2pfed.training.sampling import sampler_seed
 from p2pfed.training.task import DeviceMemoryError, TaskError
 
 PROGRESS_INTERVAL_SECONDS = 0.25
@@ -76,16 +75,22 @@ class _Trainer:
                 return self._open(request)
             case frames.Map():
                 return self._map(request)
+            case frames.Price():
+                return self._price(request)
             case frames.Train():
                 return self._train(request)
             case frames.Evaluate(side):
                 return self._evaluate(side)
             case frames.EvaluateFile(path):
                 loaded, regions = self._opened()
-                return evaluate_on_file(loaded.learner, regions.parameters_in, Path(path))
+                return evaluate_on_file(
+                    loaded.learner, regions.parameters_in, regions.state_in, Path(path)
+                )
             case frames.Export(path, metadata):
                 loaded, regions = self._opened()
-                return export_model(loaded.learner, regions.parameters_in, Path(path), metadata)
+                return export_model(
+                    loaded.learner, regions.parameters_in, regions.state_in, Path(path), metadata
+                )
             case _:
                 raise frames.FrameError(f"{type(request).__name__} is no request")
 
@@ -95,52 +100,69 @@ class _Trainer:
         loaded = load(request)
         self._loaded = loaded
         return frames.Ready(
-            dimension=loaded.schema.dimension,
-            optimiser_floats=loaded.optimiser_floats,
-            schema_digest=loaded.schema.digest,
-            schema=loaded.schema.tensors,
+            dimension=loaded.learner.schema.dimension,
+            state_floats=loaded.learner.layout.floats,
+            kept_state_floats=loaded.learner.layout.kept_floats,
+            schema_digest=loaded.learner.schema.digest,
+            schema=loaded.learner.schema.tensors,
             training_records=loaded.training_records,
             holdout_records=loaded.holdout_records,
             device=device_words(loaded.learner.device),
             torch_version=torch.__version__,
+            sampling_rate=loaded.learner.privacy.sampling_rate if loaded.learner.privacy else 0.0,
         )
 
     def _map(self, request: frames.Map) -> frames.Genesis:
         if self._loaded is None:
             raise frames.FrameError("Map before Open")
-        layout = RegionLayout(self._loaded.schema.dimension, self._loaded.optimiser_floats)
+        learner = self._loaded.learner
+        layout = RegionLayout(learner.schema.dimension, learner.layout.floats)
         if request.size_bytes != layout.size_bytes:
             raise frames.FrameError(f"Map of {request.size_bytes} bytes, not {layout.size_bytes}")
         self._regions = Regions.map(self._memory_descriptor, layout, inputs_writable=False)
-        genesis = np.empty(layout.dimension, np.float32)
-        read_vector(self._loaded.learner.model, genesis)
+        genesis = learner.genesis()
         if request.write_genesis:
             self._regions.parameters_out[:] = genesis
         return frames.Genesis(digest=vector_digest(genesis))
 
+    def _price(self, request: frames.Price) -> frames.Priced:
+        from p2pfed.training.privacy.pricing import price  # noqa: PLC0415 - imports Opacus
+
+        loaded, regions = self._opened()
+        return price(request, loaded.learner, regions.state_in, loaded.request.maximum_local_steps)
+
     def _train(self, request: frames.Train) -> frames.Trained:
         loaded, regions = self._opened()
         opened = loaded.request
+        if (request.noise_secret is None) != (loaded.learner.privacy is None):
+            raise frames.FrameError("a secret goes with private training, and only with it")
         given = RoundInput(
             parameters=regions.parameters_in,
-            optimiser=regions.optimiser_in,
+            state=regions.state_in,
             round_number=request.round_number,
             local_steps=request.local_steps,
             seed=round_seed(opened.seed, opened.site, request.round_number),
+            sampler_seed=sampler_seed(opened.seed, opened.site),
+            steps=opened.maximum_local_steps,
+            noise_secret=request.noise_secret,
         )
         summary = loaded.learner.train(
             loaded.datasets.training,
             given,
             regions.parameters_out,
-            regions.optimiser_out,
+            regions.state_out,
             _Throttle(self._send).report,
         )
         return frames.Trained(loss=summary.loss, seconds=summary.seconds, samples=summary.samples)
 
     def _evaluate(self, side: frames.Side) -> frames.Evaluated:
         loaded, regions = self._opened()
-        parameters = regions.parameters_in if side == "in" else regions.parameters_out
-        metrics = loaded.learner.evaluate(loaded.datasets.holdout, parameters)
+        parameters, state = (
+            (regions.parameters_in, regions.state_in)
+            if side == "in"
+            else (regions.parameters_out, regions.state_out)
+        )
+        metrics = loaded.learner.evaluate(loaded.datasets.holdout, parameters, state)
         return frames.Evaluated(metrics=metrics, records=loaded.holdout_records)
 
     def _opened(self) -> tuple[LoadedTask, Regions]:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,30 +12,37 @@ import safetensors.torch
 
 from p2pfed.errors import TrainingError
 from p2pfed.training.frames import Evaluated, Exported
-from p2pfed.training.loop import Learner, record_count
+from p2pfed.training.loop import Learner
+from p2pfed.training.records import record_count
 from p2pfed.training.regions import Vector
-from p2pfed.training.schema import Schema, copy_out, local_state, schema_of, travelling
+from p2pfed.training.sampling import Position
+from p2pfed.training.schema import copy_out
+from p2pfed.training.site_state import SiteModel
 from p2pfed.training.task import FileTask, task_code
 
 FILE_MODE = 0o600
 
 
 def export_model(
-    learner: Learner, parameters: Vector, path: Path, metadata: Mapping[str, str]
+    learner: Learner, parameters: Vector, state: Vector, path: Path, metadata: Mapping[str, str]
 ) -> Exported:
     """Write the model ``parameters``, shape (d,), under its own tensor names.
 
-    Buffers that never travel are written as the genesis model has them, so that
-    ``load_state_dict`` finds its keys. Whole or not at all: written beside ``path``, made
-    durable, then renamed.
+    Local tensors are written as ``state``, shape (s,), has them, and what never changes as the
+    genesis model has it, so that ``load_state_dict`` finds its keys. Whole or not at all: written
+    beside ``path``, made durable, then renamed.
 
     :param metadata: the lineage, as ``safetensors.safe_open(path).metadata()`` gives it back.
     :raises TrainingError: the file cannot be written.
     """
-    learner.load(parameters)
-    state = learner.model.state_dict()
-    names = {name for name, _ in travelling(learner.model)} | local_state(learner.model).keys()
-    contents = {name: state[name].cpu().contiguous() for name in state if name in names}
+    learner.load(parameters, state)
+    named = dict(chain(learner.model.named_parameters(), learner.model.named_buffers()))
+    # state_dict() may also name what an extension module adds, and tied parameters twice.
+    contents = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in learner.model.state_dict().items()
+        if name in named
+    }
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         safetensors.torch.save_file(contents, part, metadata=dict(metadata))
@@ -51,8 +59,8 @@ def export_model(
     return Exported(path=str(path), size_bytes=size_bytes, sha256=digest)
 
 
-def read_model(path: Path, schema: Schema) -> Vector:
-    """The flat vector, shape (d,), of a file that :func:`export_model` wrote.
+def read_model(path: Path, learner: Learner) -> SiteModel:
+    """The model in a file that :func:`export_model` wrote, local tensors included.
 
     :raises TrainingError: it cannot be read, or holds a model of another schema.
     """
@@ -60,19 +68,33 @@ def read_model(path: Path, schema: Schema) -> Vector:
         tensors = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise TrainingError(f"{path}: no readable safetensors file: {error}") from error
-    for name, shape in schema.tensors:
+    parts = learner.parts
+    wanted = zip(
+        (*parts.travelling, *parts.local),
+        (*parts.travelling_tensors(learner.model), *parts.local_tensors(learner.model)),
+        strict=True,
+    )
+    for name, tensor in wanted:
         found = tuple(tensors[name].shape) if name in tensors else None
-        if found != shape:
+        if found != tuple(tensor.shape):
             raise TrainingError(
-                f"{path}: tensor {name!r} is {found or 'missing'}; this task's model has {shape}"
+                f"{path}: tensor {name!r} is {found or 'missing'}; this task's model has "
+                f"{tuple(tensor.shape)}"
             )
-    vector = np.empty(schema.dimension, np.float32)
-    copy_out([tensors[name].float() for name, _ in schema.tensors], vector)
-    return vector
+    state = np.zeros(learner.layout.floats, np.float32)
+    model = SiteModel(np.empty(learner.schema.dimension, np.float32), state)
+    copy_out([tensors[name].float() for name in parts.travelling], model.parameters)
+    site = learner.layout.over(state)
+    copy_out([tensors[name].float() for name in parts.local], site.local)
+    site.write_head(Position(), prepared=True)
+    return model
 
 
-def evaluate_on_file(learner: Learner, parameters: Vector, data_path: Path) -> Evaluated:
-    """The task's metrics of ``parameters``, shape (d,), on another data file.
+def evaluate_on_file(
+    learner: Learner, parameters: Vector, state: Vector, data_path: Path
+) -> Evaluated:
+    """The task's metrics of ``parameters``, shape (d,), with the local tensors of ``state``,
+    shape (s,), on another data file.
 
     :raises DataError: the file does not fit the task.
     :raises TrainingError: the task cannot read other files, or its code failed.
@@ -85,7 +107,8 @@ def evaluate_on_file(learner: Learner, parameters: Vector, data_path: Path) -> E
         )
     with task_code("file_dataset"):
         dataset = task.file_dataset(data_path)
-    return Evaluated(metrics=learner.evaluate(dataset, parameters), records=record_count(dataset))
+    metrics = learner.evaluate(dataset, parameters, state)
+    return Evaluated(metrics=metrics, records=record_count(dataset))
 
 
 def evaluate_model_file(learner: Learner, model_path: Path, data_path: Path) -> Evaluated:
@@ -94,8 +117,8 @@ def evaluate_model_file(learner: Learner, model_path: Path, data_path: Path) -> 
     :raises DataError: the data file does not fit the task.
     :raises TrainingError: the model file does not fit the task, or the task's code failed.
     """
-    parameters = read_model(model_path, schema_of(learner.model))
-    return evaluate_on_file(learner, parameters, data_path)
+    model = read_model(model_path, learner)
+    return evaluate_on_file(learner, model.parameters, model.state, data_path)
 
 
 def _sync_directory(directory: Path) -> None:

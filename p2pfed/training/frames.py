@@ -51,6 +51,7 @@ class Open:
     :ivar seed: of the genesis model and of every draw made while training.
     :ivar minimum_records: fewer training records than this are refused.
     :ivar threads: intra-op threads; another number gives other bytes for the same round.
+    :ivar maximum_local_steps: more than these this site does not take in a round.
     :ivar topology_file: named in messages, like ``site_file``; neither is read.
     :ivar noise_multiplier: with it the site trains with differential privacy: standard deviation
         of the noise over ``clip_norm``, the 2-norm to which each record's gradient is clipped.
@@ -67,6 +68,7 @@ class Open:
     device: str = "auto"
     minimum_records: int = 2
     threads: Annotated[int, Field(ge=1)] = 1
+    maximum_local_steps: Annotated[int, Field(ge=1)] | None = None
     topology_file: str = "topology.toml"
     site_file: str = "site.toml"
     noise_multiplier: float | None = None
@@ -88,7 +90,7 @@ class Map:
 
 @dataclass(frozen=True, config=_STRICT)
 class Train:
-    """Train from ``parameters_in`` and ``optimiser_in``. Answered by :class:`Trained`.
+    """Train from ``parameters_in`` and ``state_in``. Answered by :class:`Trained`.
 
     :ivar noise_secret: what the noise and the sampling of a private round are drawn from; given
         exactly where the task was opened with a noise multiplier.
@@ -101,16 +103,18 @@ class Train:
 
 @dataclass(frozen=True, config=_STRICT)
 class Price:
-    """Account for what was spent, and for a round more. Answered by :class:`Priced`.
+    """Account for what was spent, and for a round that would begin with ``state_in``. Answered by
+    :class:`Priced`.
 
     :ivar spent: sampling rate, noise multiplier and steps of what was trained so far; the order
         does not matter.
-    :ivar next_steps: of the round to come, at this site's own rate and noise.
+    :ivar local_steps: of the round to come; 0 for none.
     """
 
     spent: Annotated[tuple[SpendFields, ...], Strict(strict=False)]
     delta: float
-    next_steps: Annotated[int, Field(ge=0)]
+    round_number: Annotated[int, Field(ge=0)] = 0
+    local_steps: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -140,14 +144,16 @@ class Ready:
     """The task is loaded.
 
     :ivar dimension: floats in the model's flat vector.
-    :ivar optimiser_floats: floats of optimiser state that are carried from round to round.
+    :ivar state_floats: floats that this site keeps for itself from round to round.
+    :ivar kept_state_floats: as many of the first are kept when another model is taken up.
     :ivar schema: name and shape of each tensor, in the order of the flat vector.
     :ivar device: what is trained on, in words.
     :ivar sampling_rate: probability with which a private step draws a record; 0 without privacy.
     """
 
     dimension: Annotated[int, Field(ge=1)]
-    optimiser_floats: Annotated[int, Field(ge=0)]
+    state_floats: Annotated[int, Field(ge=0)]
+    kept_state_floats: Annotated[int, Field(ge=0)]
     schema_digest: Annotated[bytes, Field(min_length=32, max_length=32)]
     schema: Annotated[tuple[TensorShape, ...], Strict(strict=False)]
     training_records: int
@@ -177,7 +183,7 @@ class Progress:
 
 @dataclass(frozen=True, config=_STRICT)
 class Trained:
-    """The round's model stands in ``parameters_out``, its optimiser in ``optimiser_out``.
+    """The round's model stands in ``parameters_out``, its optimiser in ``state_out``.
 
     :ivar loss: mean over the local steps.
     :ivar samples: training records drawn, counted with repetition.
@@ -190,9 +196,15 @@ class Trained:
 
 @dataclass(frozen=True, config=_STRICT)
 class Priced:
-    """Epsilon of what was spent, and of that and the round to come together."""
+    """The price.
+
+    :ivar epsilon: of what was spent.
+    :ivar next_spend: sampling rate, noise multiplier and steps of the round to come.
+    :ivar epsilon_with_next: of both together.
+    """
 
     epsilon: Annotated[float, Field(ge=0.0)]
+    next_spend: SpendFields
     epsilon_with_next: Annotated[float, Field(ge=0.0)]
 
 

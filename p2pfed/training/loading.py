@@ -14,10 +14,11 @@ import torch
 from p2pfed.errors import ConfigurationError, DataError, Problem
 from p2pfed.tasks_catalogue import BUILTIN_TASKS, BuiltinTask
 from p2pfed.training.frames import Open
-from p2pfed.training.loop import Learner, genesis_model, record_count
-from p2pfed.training.optimiser import optimiser_floats
-from p2pfed.training.schema import Schema, prepare, schema_of
-from p2pfed.training.settings import loop_settings
+from p2pfed.training.loop import Learner, genesis_model
+from p2pfed.training.privacy.settings import PrivateSettings
+from p2pfed.training.records import record_count
+from p2pfed.training.schema import prepare
+from p2pfed.training.settings import LoopSettings, loop_settings
 from p2pfed.training.task import Datasets, Task, TaskError, task_code
 
 TASK_METHODS = ("build_model", "datasets", "loss", "metrics")
@@ -30,8 +31,6 @@ class LoadedTask:
     request: Open
     learner: Learner
     datasets: Datasets
-    schema: Schema
-    optimiser_floats: int
     training_records: int
     holdout_records: int
 
@@ -52,16 +51,29 @@ def load(request: Open) -> LoadedTask:
         raise TaskError(f"datasets returned {type(datasets).__name__}, no Datasets")
     training_records = record_count(datasets.training)
     check_record_floor(request, training_records)
+    privacy = _privacy(request, settings, training_records)
     model = genesis_model(task, request.seed)
     prepare(model)
+    topology_file = Path(request.topology_file)
+    learner = Learner(task, model, settings, device, topology_file, privacy)
+    if privacy is not None:
+        from p2pfed.training.privacy import requirements  # noqa: PLC0415 - Opacus is slow to import
+
+        requirements.check(learner, datasets.training, request)
     return LoadedTask(
         request=request,
-        learner=Learner(task, model, settings, device),
+        learner=learner,
         datasets=datasets,
-        schema=schema_of(model),
-        optimiser_floats=optimiser_floats(model, settings),
         training_records=training_records,
         holdout_records=record_count(datasets.holdout),
+    )
+
+
+def _privacy(request: Open, settings: LoopSettings, records: int) -> PrivateSettings | None:
+    if request.noise_multiplier is None or request.clip_norm is None:
+        return None
+    return PrivateSettings(
+        request.noise_multiplier, request.clip_norm, settings.batch_size, records
     )
 
 

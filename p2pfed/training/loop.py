@@ -1,33 +1,48 @@
 """The training loop: a round's local steps, and the hold-out's evaluation."""
 
 import hashlib
+import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgpack
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from p2pfed.errors import TrainingError
+from p2pfed.training.corrections import RoundStart, corrections_for
 from p2pfed.training.frames import MAX_METRICS, Progress
-from p2pfed.training.optimiser import build_optimiser, install_state, read_state
-from p2pfed.training.regions import Vector
-from p2pfed.training.schema import (
-    local_state,
-    read_vector,
-    restore_local_state,
-    write_vector,
+from p2pfed.training.gradients import Gradients, PlainGradients
+from p2pfed.training.optimiser import (
+    build_optimiser,
+    install_state,
+    optimiser_floats,
+    read_state,
 )
+from p2pfed.training.partition import partition, restore_unsent, unsent_state
+from p2pfed.training.personal import PersonalModel
+from p2pfed.training.privacy.randomness import SecretDraws
+from p2pfed.training.privacy.sampling import poisson_batches
+from p2pfed.training.privacy.settings import PrivateSettings
+from p2pfed.training.records import Reader, record_count
+from p2pfed.training.regions import Vector
+from p2pfed.training.sampling import Position, Sampler
+from p2pfed.training.schema import copy_in, copy_out, floats_of, schema_of
 from p2pfed.training.settings import LoopSettings
-from p2pfed.training.task import Task, TaskError, task_code
+from p2pfed.training.site_state import SiteState, SiteStateLayout
+from p2pfed.training.task import DeviceMemoryError, PreparingTask, Task, TaskError, task_code
 
-EVALUATION_BATCH_SIZE = 1024
+logger = logging.getLogger(__name__)
+
 ROUND_CONTEXT = b"p2pfed/1 round seed"
+PERSONAL_PREFIX = "personal_"
 
 
 @dataclass(frozen=True)
@@ -35,15 +50,27 @@ class RoundInput:
     """Everything that a round's result depends on, the records apart.
 
     :ivar parameters: shape (d,), float32.
-    :ivar optimiser: shape (s,), float32.
+    :ivar state: shape (s,), float32, what this site keeps for itself; zeros at first.
+    :ivar local_steps: the federation's number of local steps.
     :ivar seed: of this round at this site, from :func:`round_seed`.
+    :ivar sampler_seed: of this site's order of records, from :func:`~.sampling.sampler_seed`.
+    :ivar steps: local steps that this site takes, where they are fewer.
+    :ivar noise_secret: 32 bytes, of a private round alone: what it draws its records and its noise
+        from, see :mod:`~.privacy.randomness`.
     """
 
     parameters: Vector
-    optimiser: Vector
+    state: Vector
     round_number: int
     local_steps: int
     seed: int
+    sampler_seed: int
+    steps: int | None = None
+    noise_secret: bytes | None = None
+
+    @property
+    def own_steps(self) -> int:
+        return self.local_steps if self.steps is None else min(self.steps, self.local_steps)
 
 
 @dataclass(frozen=True)
@@ -56,123 +83,336 @@ class RoundSummary:
 
 
 class Learner:
-    """One model on one device, with the task and the settings that train it."""
+    """One model on one device, with the task and the settings that train it.
+
+    :param privacy: with it every round is trained with differential privacy, in float32.
+    :raises ConfigurationError: the settings name parts that the model has not.
+    :raises TrainingError: nothing of the model would travel.
+    """
 
     def __init__(
-        self, task: Task, model: torch.nn.Module, settings: LoopSettings, device: torch.device
+        self,
+        task: Task,
+        model: torch.nn.Module,
+        settings: LoopSettings,
+        device: torch.device,
+        topology_file: Path = Path("topology.toml"),
+        privacy: PrivateSettings | None = None,
     ) -> None:
         self.task = task
-        self.model = model.to(device)
         self.settings = settings
         self.device = device
-        self._local_state = local_state(self.model)
+        self.parts = partition(model, settings, topology_file)
+        self.schema = schema_of(model, self.parts)
+        self.model = model.to(device)
+        self.gradients: Gradients = PlainGradients(task, settings, device)
+        self._reader = Reader(task, device)
+        self.privacy = privacy
+        self._part_size = settings.micro_batch_size or settings.batch_size
+        self._corrections = corrections_for(settings)
+        self._personal = (
+            PersonalModel(settings.ditto, settings.learning_rate) if settings.ditto else None
+        )
+        self._unsent = unsent_state(self.model, self.parts)
+        self._genesis_local = _copied(self._local())
+        own = floats_of(self._own())
+        trained = floats_of(self._trained())
+        self.layout = SiteStateLayout(
+            local=floats_of(self._local()),
+            personal=own if self._personal else 0,
+            optimiser=optimiser_floats(self.model, settings),
+            corrections=tuple(one.state_floats(trained) for one in self._corrections),
+        )
 
-    def load(self, parameters: Vector) -> None:
-        """Make the model be ``parameters``, shape (d,), and what does not travel as at genesis."""
-        write_vector(self.model, parameters)
-        restore_local_state(self.model, self._local_state)
+    def genesis(self) -> Vector:
+        """The travelling tensors as they are now, shape (d,)."""
+        vector = np.empty(self.schema.dimension, np.float32)
+        copy_out(self._travelling(), vector)
+        return vector
+
+    def load(self, parameters: Vector, state: Vector) -> SiteState:
+        """Make the model be ``parameters``, shape (d,), with what ``state``, shape (s,), keeps of
+        it, and what belongs to neither as in the genesis model."""
+        copy_in(parameters, self._travelling())
+        site = self.layout.over(state)
+        if site.fresh:
+            _assign(self._local(), self._genesis_local)
+        else:
+            copy_in(site.local, self._local())
+        restore_unsent(self.model, self._unsent)
+        return site
 
     def train(
         self,
         dataset: Dataset[Any],
         given: RoundInput,
         parameters_out: Vector,
-        optimiser_out: Vector,
+        state_out: Vector,
         on_progress: Callable[[Progress], None],
     ) -> RoundSummary:
         """Take a round's local steps; the result is a function of ``given`` and the records.
 
+        Where the device's memory does not suffice, the round is trained again with each step's
+        records in parts of half the size, and so are the rounds after it.
+
         :param parameters_out: shape (d,), float32; filled when every step has succeeded.
-        :param optimiser_out: shape (s,), float32; likewise.
+        :param state_out: shape (s,), float32; likewise.
         :param on_progress: called after every step.
         :raises TaskError: the task's code failed.
         :raises TrainingError: a loss or the resulting model is not finite.
         """
+        while True:
+            try:
+                return self._train(dataset, given, parameters_out, state_out, on_progress)
+            except DeviceMemoryError:
+                if self._part_size == 1:
+                    raise
+            self._halve_parts(given.round_number)
+
+    def _halve_parts(self, round_number: int) -> None:
+        self._part_size = max(1, min(self._part_size, self.settings.batch_size) // 2)
+        self.model.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        logger.warning(
+            "round %d does not fit into the memory of %s; each step's records go there in parts "
+            "of %d from now on; set micro_batch_size to begin with that",
+            round_number,
+            self.device,
+            self._part_size,
+        )
+
+    def _train(
+        self,
+        dataset: Dataset[Any],
+        given: RoundInput,
+        parameters_out: Vector,
+        state_out: Vector,
+        on_progress: Callable[[Progress], None],
+    ) -> RoundSummary:
         started = time.perf_counter()
         seed_everything(given.seed)
-        self.load(given.parameters)
-        optimiser = build_optimiser(self.model, self.settings)
-        install_state(optimiser, self.settings, given.optimiser)
-        self.model.train()
+        before = self.load(given.parameters, given.state)
+        draws = self._secret_draws(given)
+        if isinstance(self.task, PreparingTask) and self._prepares(dataset, given, before):
+            return self._prepared(given, started, parameters_out, state_out)
 
+        batches, position = self._draw(dataset, given, before.position, draws)
+        new_state = np.zeros_like(given.state)
+        after = self.layout.over(new_state)
+        start = _copied(self._trained())
+        with self._private_gradients(draws):
+            losses = self._local_steps(dataset, given, batches, before, after, start, on_progress)
+            result = self.genesis()
+            copy_out(self._local(), after.local)
+            _check_finite(given.round_number, result, new_state)
+            if self._personal is not None:
+                self._train_personal(self._personal, dataset, given, batches, before, after, start)
+                _check_finite(given.round_number, after.personal)
+        after.write_head(position, prepared=before.prepared)
+        parameters_out[:], state_out[:] = result, new_state
+        samples = sum(len(batch) for batch in batches)
+        return RoundSummary(math.fsum(losses) / len(losses), time.perf_counter() - started, samples)
+
+    def _secret_draws(self, given: RoundInput) -> SecretDraws | None:
+        """What a private round draws from; None of any other."""
+        if (self.privacy is None) != (given.noise_secret is None):
+            raise ValueError("a secret goes with private training, and only with it")
+        if given.noise_secret is None:
+            return None
+        return SecretDraws(given.noise_secret)
+
+    @contextmanager
+    def _private_gradients(self, draws: SecretDraws | None) -> Iterator[None]:
+        """Take a private round's gradients in the block; nothing changes for any other."""
+        if draws is None or self.privacy is None:
+            yield
+            return
+        # Opacus takes a second to import, and most sites never need it.
+        from p2pfed.training.privacy.gradients import PrivateGradients, largest_part  # noqa: PLC0415
+
+        plain, self._part_size = self.gradients, min(self._part_size, largest_part(self.model))
+        private = PrivateGradients(self.task, self.model, self.privacy, draws)
+        self.gradients = private
+        try:
+            yield
+        finally:
+            private.close()
+            self.gradients = plain
+
+    def _draw(
+        self,
+        dataset: Dataset[Any],
+        given: RoundInput,
+        position: Position,
+        draws: SecretDraws | None,
+    ) -> tuple[list[list[int]], Position]:
+        if draws is not None and self.privacy is not None:
+            rate, records = self.privacy.sampling_rate, self.privacy.records
+            return poisson_batches(draws, records, rate, given.own_steps), position
+        sampler = Sampler(record_count(dataset), self.settings.batch_size, given.sampler_seed)
+        return sampler.draw(position, given.own_steps)
+
+    def _local_steps(
+        self,
+        dataset: Dataset[Any],
+        given: RoundInput,
+        batches: Sequence[list[int]],
+        before: SiteState,
+        after: SiteState,
+        start: Sequence[torch.Tensor],
+        on_progress: Callable[[Progress], None],
+    ) -> list[float]:
+        """Take the steps; returns the loss of each."""
+        trained = self._trained()
+        optimiser = build_optimiser(self.model, self.settings)
+        install_state(optimiser, self.settings, before.optimiser)
+        round_start = RoundStart(
+            start, given.local_steps, len(batches), self.settings.learning_rate
+        )
+        for correction, state in zip(self._corrections, before.corrections, strict=True):
+            correction.begin(round_start, state)
+        self.model.train()
+        started = time.perf_counter()
         losses: list[float] = []
         samples = 0
-        batches = draw_batches(
-            record_count(dataset), self.settings.batch_size, given.local_steps, given.seed
-        )
-        with task_code("reading the training records"):
-            loader = iter(DataLoader(dataset, batch_sampler=batches))
-        for step, indices in enumerate(batches, start=1):
-            with task_code("reading the training records"):
-                batch = to_device(next(loader), self.device)  # each tensor (B, ...)
-            place = f"round {given.round_number}, local step {step} of {given.local_steps}"
-            losses.append(self._step(optimiser, batch, f"{place}, {len(indices)} records"))
-            samples += len(indices)
-            seconds = time.perf_counter() - started
+        steps = self._reader.steps(dataset, batches, self._part_size)
+        for step, (records, batch) in enumerate(zip(batches, steps, strict=True), start=1):
+            place = f"round {given.round_number}, local step {step} of {len(batches)}"
+            losses.append(self._fill(batch, len(records), place))
+            for correction in self._corrections:
+                correction.correct(trained)
+            with task_code("the optimiser's step"):
+                optimiser.step()
+            samples += len(records)
             on_progress(
                 Progress(
                     step=step,
-                    steps=given.local_steps,
+                    steps=len(batches),
                     loss=losses[-1],
-                    samples_per_second=samples / max(seconds, 1e-9),
+                    samples_per_second=samples / max(time.perf_counter() - started, 1e-9),
                     gpu_memory_bytes=gpu_memory_bytes(self.device),
                 )
             )
+        for correction, state in zip(self._corrections, after.corrections, strict=True):
+            correction.finish(trained, state)
+        read_state(optimiser, after.optimiser)
+        return losses
 
-        result = np.empty_like(given.parameters)
-        read_vector(self.model, result)
-        if not np.isfinite(result).all():
-            raise TrainingError(
-                f"the model is not finite after round {given.round_number}; nothing is "
-                "published; lower learning_rate or set gradient_clip_norm"
+    def _fill(self, batch: Iterator[tuple[Any, int]], records: int, place: str) -> float:
+        """The gradients of a step, clipped where that is set; returns its loss."""
+        loss = self.gradients.fill(self.model, batch, records, f"{place}, {records} records")
+        if self.settings.gradient_clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(
+                self.model.parameters(), self.settings.gradient_clip_norm
             )
-        parameters_out[:] = result
-        read_state(optimiser, optimiser_out)
-        return RoundSummary(math.fsum(losses) / len(losses), time.perf_counter() - started, samples)
+        return loss
 
-    def _step(self, optimiser: torch.optim.Optimizer, batch: Any, place: str) -> float:
-        optimiser.zero_grad(set_to_none=True)
-        with task_code("loss"):
-            loss = self.task.loss(self.model, batch)  # ()
-        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-            raise TaskError(f"{place}: loss must return a tensor with one element")
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"{place}: the loss is {value}; nothing is published; look for extreme values "
-                "in the data, lower learning_rate or set gradient_clip_norm"
+    def _train_personal(
+        self,
+        personal: PersonalModel,
+        dataset: Dataset[Any],
+        given: RoundInput,
+        batches: Sequence[list[int]],
+        before: SiteState,
+        after: SiteState,
+        start: Sequence[torch.Tensor],
+    ) -> None:
+        """Train the site's own model on the same records; the model is changed to it."""
+        self.load(given.parameters, given.state)
+        if not before.fresh:
+            personal.install(self._own(), before.personal)
+        targets = dict(zip(self.parts.trained, start, strict=True))
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        self.model.train()
+        steps = self._reader.steps(dataset, batches, self._part_size)
+        for step, (records, batch) in enumerate(zip(batches, steps, strict=True), start=1):
+            place = f"round {given.round_number}, personal step {step} of {len(batches)}"
+            self._fill(batch, len(records), place)
+            personal.step([p for _, p in named], [targets.get(name) for name, _ in named])
+        personal.keep(self._own(), after.personal)
+
+    def _prepares(self, dataset: Dataset[Any], given: RoundInput, before: SiteState) -> bool:
+        assert isinstance(self.task, PreparingTask)  # noqa: S101 - asked before
+        with task_code("prepare"):
+            return self.task.prepare(
+                self.model, dataset, given.round_number, given.seed, before.prepared
             )
-        with task_code("the gradient of loss"):
-            loss.backward()  # type: ignore[no-untyped-call]
-            if self.settings.gradient_clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(
-                    self.model.parameters(), self.settings.gradient_clip_norm
-                )
-            optimiser.step()
-        return value
+
+    def _prepared(
+        self, given: RoundInput, started: float, parameters_out: Vector, state_out: Vector
+    ) -> RoundSummary:
+        """The end of a round in which the task settled something and no step was taken."""
+        result, new_state = self.genesis(), np.array(given.state)
+        after = self.layout.over(new_state)
+        copy_out(self._local(), after.local)
+        if self._personal is not None:
+            copy_out(self._own(), after.personal)
+        after.write_head(after.position, prepared=True)
+        _check_finite(given.round_number, result)
+        parameters_out[:], state_out[:] = result, new_state
+        return RoundSummary(0.0, time.perf_counter() - started, 0)
 
     @torch.no_grad()
-    def evaluate(self, dataset: Dataset[Any], parameters: Vector) -> dict[str, float]:
-        """The task's metrics of the model ``parameters``, shape (d,), over ``dataset``.
+    def evaluate(
+        self, dataset: Dataset[Any], parameters: Vector, state: Vector
+    ) -> dict[str, float]:
+        """The task's metrics over ``dataset``, of the model ``parameters``, shape (d,), with what
+        ``state``, shape (s,), keeps of it; those of a personal model are called ``personal_*``.
 
         :raises TaskError: the task's code failed, or its metrics are no numbers.
         """
-        self.load(parameters)
+        site = self.load(parameters, state)
+        metrics = self._metrics(dataset)
+        if self._personal is not None and not site.fresh:
+            self._personal.install(self._own(), site.personal)
+            own = self._metrics(dataset)
+            metrics |= {PERSONAL_PREFIX + name: value for name, value in own.items()}
+        if len(metrics) > MAX_METRICS:
+            raise TaskError(
+                f"metrics returned {len(metrics)} figures; at most {MAX_METRICS} are kept"
+            )
+        return metrics
+
+    def _metrics(self, dataset: Dataset[Any]) -> dict[str, float]:
         self.model.eval()
         with task_code("metrics"):
-            metrics = self.task.metrics(self.model, self.batches(dataset))
-            return _checked_metrics(metrics)
+            metrics: Mapping[str, Any] = self.task.metrics(self.model, self.batches(dataset))
+            return {str(name): float(value) for name, value in metrics.items()}
 
     def batches(self, dataset: Dataset[Any]) -> Iterator[Any]:
         """All records of ``dataset`` in order, in batches on this learner's device."""
-        for batch in DataLoader(dataset, batch_size=EVALUATION_BATCH_SIZE):
-            yield to_device(batch, self.device)
+        return self._reader.everything(dataset)
+
+    def _travelling(self) -> list[torch.Tensor]:
+        return self.parts.travelling_tensors(self.model)
+
+    def _local(self) -> list[torch.Tensor]:
+        return self.parts.local_tensors(self.model)
+
+    def _own(self) -> list[torch.Tensor]:
+        return [*self._travelling(), *self._local()]
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return self.parts.trained_parameters(self.model)
 
 
-def _checked_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    if len(metrics) > MAX_METRICS:
-        raise TaskError(f"metrics returned {len(metrics)} figures; at most {MAX_METRICS} are kept")
-    return {str(name): float(value) for name, value in metrics.items()}
+def _copied(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+@torch.no_grad()
+def _assign(tensors: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
+
+
+def _check_finite(round_number: int, *vectors: Vector) -> None:
+    if not all(np.isfinite(vector).all() for vector in vectors):
+        raise TrainingError(
+            f"the model is not finite after round {round_number}; nothing is "
+            "published; lower learning_rate or set gradient_clip_norm"
+        )
 
 
 def round_seed(seed: int, site: str, round_number: int) -> int:
@@ -203,38 +443,6 @@ def genesis_model(task: Task, seed: int) -> torch.nn.Module:
     if not isinstance(model, torch.nn.Module):
         raise TaskError(f"build_model returned {type(model).__name__}, no torch.nn.Module")
     return model
-
-
-def draw_batches(records: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:
-    """Record indices of each local step: shuffled passes over the records, joined end to end.
-
-    Every batch is full (batch norm cannot take a batch of one), and no record is drawn twice
-    before all have been drawn once.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    size = min(batch_size, records)
-    passes = -(-size * steps // records)
-    order = torch.cat([torch.randperm(records, generator=generator) for _ in range(passes)])
-    return [order[step * size : (step + 1) * size].tolist() for step in range(steps)]
-
-
-def record_count(dataset: Dataset[Any]) -> int:
-    """:raises TaskError: the dataset has no length."""
-    with task_code("the length of the dataset"):
-        return len(dataset)  # type: ignore[arg-type]
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """A batch with every tensor in it moved to ``device``."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch
 
 
 def gpu_memory_bytes(device: torch.device) -> int:

@@ -7,11 +7,10 @@ stands in it is installed before every round, so a round is a function of its in
 
 from itertools import chain
 
-import numpy as np
 import torch
 
 from p2pfed.training.regions import Vector
-from p2pfed.training.schema import copy_in, copy_out
+from p2pfed.training.schema import copy_in, copy_out, floats_of
 from p2pfed.training.settings import LoopSettings
 
 
@@ -35,7 +34,7 @@ def build_optimiser(model: torch.nn.Module, settings: LoopSettings) -> torch.opt
 def optimiser_floats(model: torch.nn.Module, settings: LoopSettings) -> int:
     """How many floats of state travel from round to round."""
     parameters = _trained(model)
-    scalars = sum(parameter.numel() for parameter in parameters)
+    scalars = floats_of(parameters)
     if settings.optimiser == "adamw":
         return 2 * scalars + len(parameters)
     return scalars if settings.momentum else 0
@@ -59,10 +58,6 @@ def install_state(optimiser: torch.optim.Optimizer, settings: LoopSettings, vect
 def read_state(optimiser: torch.optim.Optimizer, vector: Vector) -> None:
     """Lay the optimiser's state into ``vector``, shape (s,)."""
     copy_out(_tensors(optimiser), vector)
-
-
-def initial_state(model: torch.nn.Module, settings: LoopSettings) -> Vector:
-    return np.zeros(optimiser_floats(model, settings), np.float32)
 
 
 def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:

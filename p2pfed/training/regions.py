@@ -1,7 +1,7 @@
 """The memory that the daemon shares with its trainer process. Imports no torch.
 
-Four float32 vectors in one file without a name: ``parameters_in`` (d), ``optimiser_in`` (s),
-``parameters_out`` (d), ``optimiser_out`` (s). The trainer maps the first two for reading only:
+Four float32 vectors in one file without a name: ``parameters_in`` (d), ``state_in`` (s),
+``parameters_out`` (d), ``state_out`` (s). The trainer maps the first two for reading only:
 however it ends, what the daemon gave it is intact and the round can be trained again.
 """
 
@@ -26,11 +26,11 @@ class RegionLayout:
     """Where the vectors lie: the two inputs, padded to whole pages, then the two outputs."""
 
     dimension: int
-    optimiser_floats: int
+    state_floats: int
 
     @property
     def half_bytes(self) -> int:
-        used = (self.dimension + self.optimiser_floats) * FLOAT_BYTES
+        used = (self.dimension + self.state_floats) * FLOAT_BYTES
         pages = -(-used // mmap.ALLOCATIONGRANULARITY)
         return pages * mmap.ALLOCATIONGRANULARITY
 
@@ -44,9 +44,9 @@ class Regions:
     """The four vectors as mapped into this process; shapes (d,), (s,), (d,), (s,), float32."""
 
     parameters_in: Vector
-    optimiser_in: Vector
+    state_in: Vector
     parameters_out: Vector
-    optimiser_out: Vector
+    state_out: Vector
 
     @classmethod
     def map(cls, descriptor: int, layout: RegionLayout, *, inputs_writable: bool) -> Self:
@@ -74,7 +74,7 @@ class Regions:
 def _views(memory: mmap.mmap, layout: RegionLayout) -> tuple[Vector, Vector]:
     parameters = np.frombuffer(memory, np.float32, layout.dimension)
     after = layout.dimension * FLOAT_BYTES
-    return parameters, np.frombuffer(memory, np.float32, layout.optimiser_floats, after)
+    return parameters, np.frombuffer(memory, np.float32, layout.state_floats, after)
 
 
 def create_memory() -> int:

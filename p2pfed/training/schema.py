@@ -1,21 +1,20 @@
 """A model as one flat float32 vector, and the schema that says what stands where.
 
-Every parameter and every floating-point buffer travels, in the order of ``named_parameters()``
-and then ``named_buffers()``; integer buffers (batch norm's counter of batches) and buffers that
-``state_dict()`` leaves out stay local.
+The vector holds the travelling tensors (:mod:`p2pfed.training.partition`) one after the other.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any
 
 import msgpack
 import numpy as np
 import torch
 
 from p2pfed.errors import TrainingError
+from p2pfed.training.partition import Partition
 from p2pfed.training.regions import Vector
 
 SCHEMA_CONTEXT = b"p2pfed/1 schema"
@@ -23,9 +22,14 @@ SCHEMA_CONTEXT = b"p2pfed/1 schema"
 
 @dataclass(frozen=True)
 class Schema:
-    """Name and shape of each tensor, in the order of the flat vector."""
+    """Name and shape of each tensor, in the order of the flat vector.
+
+    :ivar frozen_digest: BLAKE2b-256 over the values of the tensors that all sites have alike and
+        never send, in their order; empty where there are none.
+    """
 
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
+    frozen_digest: bytes = b""
 
     @property
     def dimension(self) -> int:
@@ -33,53 +37,43 @@ class Schema:
 
     @cached_property
     def digest(self) -> bytes:
-        """BLAKE2b-256 over ``SCHEMA_CONTEXT`` and the canonical msgpack of ``tensors``."""
+        """BLAKE2b-256 over ``SCHEMA_CONTEXT``, the canonical msgpack of ``tensors``, and
+        ``frozen_digest``."""
         encoded: bytes = msgpack.packb([[name, list(shape)] for name, shape in self.tensors])
-        return hashlib.blake2b(SCHEMA_CONTEXT + encoded, digest_size=32).digest()
+        whole = SCHEMA_CONTEXT + encoded + self.frozen_digest
+        return hashlib.blake2b(whole, digest_size=32).digest()
 
 
 def prepare(model: torch.nn.Module) -> None:
-    """Make every travelling tensor float32, in place.
+    """Make every floating-point tensor float32, in place.
 
-    :raises TrainingError: the model has complex tensors, or nothing that could travel.
+    :raises TrainingError: the model has complex tensors, or nothing to train.
     """
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_complex():
             raise TrainingError(f"the model's {name!r} is complex; only real tensors can travel")
     model.float()
-    if not travelling(model):
+    if not any(p.is_floating_point() and p.requires_grad for p in model.parameters()):
         raise TrainingError("the model has no floating-point parameter: there is nothing to train")
 
 
-def travelling(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """The tensors that make up the flat vector, in its order; tied parameters count once."""
-    persistent = model.state_dict(keep_vars=True).keys()
-    buffers = [
-        (name, tensor)
-        for name, tensor in model.named_buffers()
-        if tensor.is_floating_point() and name in persistent
-    ]
-    parameters = [(name, p.data) for name, p in model.named_parameters() if p.is_floating_point()]
-    return parameters + buffers
+def schema_of(model: torch.nn.Module, parts: Partition) -> Schema:
+    tensors = zip(parts.travelling, parts.travelling_tensors(model), strict=True)
+    frozen = parts.frozen_tensors(model)
+    digest = hashlib.blake2b(digest_size=32)
+    for tensor in frozen:
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return Schema(
+        tuple((name, tuple(tensor.shape)) for name, tensor in tensors),
+        digest.digest() if frozen else b"",
+    )
 
 
-def schema_of(model: torch.nn.Module) -> Schema:
-    return Schema(tuple((name, tuple(tensor.shape)) for name, tensor in travelling(model)))
+def floats_of(tensors: Sequence[torch.Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
 
 
-@torch.no_grad()
-def read_vector(model: torch.nn.Module, vector: Vector) -> None:
-    """Copy the model into ``vector``, shape (d,)."""
-    copy_out([tensor for _, tensor in travelling(model)], vector)
-
-
-@torch.no_grad()
-def write_vector(model: torch.nn.Module, vector: Vector) -> None:
-    """Copy ``vector``, shape (d,), into the model."""
-    copy_in(vector, [tensor for _, tensor in travelling(model)])
-
-
-def copy_out(tensors: list[torch.Tensor], vector: Vector) -> None:
+def copy_out(tensors: Sequence[torch.Tensor], vector: Vector) -> None:
     """Lay the tensors one after the other into ``vector``, which they fill exactly."""
     _check_length(tensors, vector)
     offset = 0
@@ -88,7 +82,8 @@ def copy_out(tensors: list[torch.Tensor], vector: Vector) -> None:
         offset += tensor.numel()
 
 
-def copy_in(vector: Vector, tensors: list[torch.Tensor]) -> None:
+@torch.no_grad()
+def copy_in(vector: Vector, tensors: Sequence[torch.Tensor]) -> None:
     """Fill the tensors, one after the other, from ``vector``."""
     _check_length(tensors, vector)
     offset = 0
@@ -99,22 +94,14 @@ def copy_in(vector: Vector, tensors: list[torch.Tensor]) -> None:
         offset += tensor.numel()
 
 
-def _check_length(tensors: list[torch.Tensor], vector: Vector) -> None:
-    wanted = sum(tensor.numel() for tensor in tensors)
+def filled_like(tensors: Sequence[torch.Tensor], vector: Vector) -> list[torch.Tensor]:
+    """Tensors of the same shapes on the same device, filled from ``vector``."""
+    filled = [torch.empty_like(tensor) for tensor in tensors]
+    copy_in(vector, filled)
+    return filled
+
+
+def _check_length(tensors: Sequence[torch.Tensor], vector: Vector) -> None:
+    wanted = floats_of(tensors)
     if vector.shape != (wanted,):
         raise ValueError(f"a vector of {vector.size} floats for {wanted} of the model's")
-
-
-def local_state(model: torch.nn.Module) -> dict[str, Any]:
-    """A copy of what never travels, to be put back by :func:`restore_local_state`."""
-    names = {name for name, _ in travelling(model)}
-    return {
-        name: tensor.detach().clone() for name, tensor in model.named_buffers() if name not in names
-    }
-
-
-@torch.no_grad()
-def restore_local_state(model: torch.nn.Module, state: dict[str, Any]) -> None:
-    for name, tensor in model.named_buffers():
-        if name in state:
-            tensor.copy_(state[name])

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, create_model
+from pydantic import Field, Strict, create_model, model_validator
 
 from p2pfed.settings import Settings, validate
+
+MAX_HEADS = 64
 
 
 class LoopSettings(Settings):
@@ -33,6 +35,67 @@ class LoopSettings(Settings):
     gradient_clip_norm: float | None = Field(
         None, gt=0, description="Largest 2-norm of a step's gradient; none by default."
     )
+    micro_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Records that are on the device at a time; a step adds up the gradients of as "
+        "many such parts as batch_size takes. Default batch_size.",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="bfloat16: the forward pass in mixed precision (torch.autocast); parameters, "
+        "gradients and deltas stay float32. Default float32.",
+    )
+    proximal: float = Field(
+        0.0, ge=0, description="FedProx: strength mu of the pull to the round's start. Default 0."
+    )
+    normalised_steps: bool = Field(
+        False,
+        description="FedNova: a site that takes fewer local steps has its change scaled up to the "
+        "federation's number. Default no.",
+    )
+    gradient_tracking: bool = Field(
+        False,
+        description="A decentralised SCAFFOLD: local steps are corrected for what sets the site "
+        "apart from the others; sgd only. Default no.",
+    )
+    quasi_global_momentum: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Momentum along the federation's way instead of the site's own; sgd only, with "
+        "momentum = 0. Default 0.",
+    )
+    local_norm: Literal["batch", "all", "none"] = Field(
+        "batch",
+        description="Normalisation layers that stay at their site: batch (default, FedBN), all, or "
+        "none. Each site then evaluates and exports with its own.",
+    )
+    local_head: Annotated[tuple[str, ...], Strict(strict=False)] = Field(
+        (),
+        max_length=MAX_HEADS,
+        description="Modules of the model that stay at their site, by name; none by default.",
+    )
+    ditto: float = Field(
+        0.0,
+        ge=0,
+        description="Strength lambda of the pull that ties a personal model at each site to the "
+        "federation's; it is trained beside it, and its figures are called personal_*. Default 0: "
+        "none.",
+    )
+
+    @model_validator(mode="after")
+    def _fitting_momentum(self) -> Self:
+        needs_sgd = [
+            name
+            for name in ("gradient_tracking", "quasi_global_momentum")
+            if getattr(self, name) and self.optimiser != "sgd"
+        ]
+        if needs_sgd:
+            raise ValueError(f"{needs_sgd[0]} needs optimiser = 'sgd'")
+        if self.quasi_global_momentum and self.momentum:
+            raise ValueError("quasi_global_momentum takes the place of momentum; set momentum = 0")
+        return self
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)

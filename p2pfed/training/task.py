@@ -31,7 +31,8 @@ What the trainer sees to, so that a task need not:
 - ``build_model`` is called under the federation's seed for torch, numpy and random. It must give
   the same bytes at every site: draw from these generators, on the CPU, in a fixed order. torch's
   uniform initialisers (the default of ``Linear`` and ``Conv``) do on every processor.
-- Every parameter and floating-point buffer travels, as float32. Integer buffers never do.
+- Every parameter and floating-point buffer travels, as float32, but for what stays at its site
+  or never changes (:mod:`p2pfed.training.partition`). Integer buffers never do.
 - Generators are seeded again for each round from the federation's seed, the site's name and the
   round, and what does not travel is reset: a round that is trained again after a crash gives the
   same bytes. State that a task keeps in Python between rounds would break that.
@@ -83,6 +84,39 @@ class FileTask(Task, Protocol):
 
     def file_dataset(self, path: Path) -> Dataset[Any]:
         """The records of ``path``. Raises ``DataError`` where they do not fit."""
+
+
+@runtime_checkable
+class CollatingTask(Task, Protocol):
+    """A task whose records torch's default collation cannot join."""
+
+    def collate(self, records: list[Any]) -> Any:
+        """The batch of some of a dataset's items."""
+
+
+@runtime_checkable
+class PreparingTask(Task, Protocol):
+    """A task that settles something with the other sites before the first local step.
+
+    What is settled stands in travelling buffers of the model, which the federation's rule folds
+    like the rest.
+    """
+
+    def prepare(
+        self,
+        model: torch.nn.Module,
+        dataset: Dataset[Any],
+        round_number: int,
+        seed: int,
+        prepared: bool,
+    ) -> bool:
+        """Lay this site's part into the model, which is on its device.
+
+        :param dataset: the training records.
+        :param seed: of this round at this site.
+        :param prepared: this site has given its part in an earlier round.
+        :returns: whether this is a round of preparation, in which no local step is taken.
+        """
 
 
 class DeviceMemoryError(TrainingError):

@@ -214,9 +214,9 @@ class CrashingSite:
         self._commands: deque[do.Command] = deque()
         self._received: dict[bytes, Payload] = {}
         self._model: Vector
-        self._optimiser: Vector
+        self._site_state: Vector
         self._trained: Vector
-        self._next_optimiser: Vector
+        self._next_site_state: Vector
         self._mixed: Mixed
         self._work: RoundWork
         self._headers: HeaderLog
@@ -246,12 +246,12 @@ class CrashingSite:
         )
         size = self._genesis.size
         self._model = store.vector(generation.model, size).copy() if generation else self._genesis
-        self._optimiser = (
-            store.vector(generation.optimiser, size).copy()
+        self._site_state = (
+            store.vector(generation.site_state, size).copy()
             if generation
             else np.zeros(size, np.float32)
         )
-        self._next_optimiser = self._optimiser
+        self._next_site_state = self._site_state
         self._dispatch(on.Started())
         newest = self._neighbour.deltas[-1].signed.header
         # It claims no round, or the site would skip its own to catch up.
@@ -297,7 +297,7 @@ class CrashingSite:
                 self._train(number)
                 self._dispatch(on.TrainingFinished(number))
             case do.Publish():
-                item = self._work.publish(command, self._plan, self._trained, self._next_optimiser)
+                item = self._work.publish(command, self._plan, self._trained, self._next_site_state)
                 self._promise(Published(item, item.ciphertext.read_bytes()))
                 self._dispatch(on.Published(item.signed))
             case do.FloodHeader(signed, _) if signed.header.sender == SITE.public_key:
@@ -334,7 +334,7 @@ class CrashingSite:
         rise = np.float32(0.1 * (number + 1))
         wave = np.cos(np.arange(self._genesis.size, dtype=np.float32) * np.float32(number + 1))
         self._trained = self._model + rise * wave
-        self._next_optimiser = self._optimiser + rise
+        self._next_site_state = self._site_state + rise
 
     def _offer(self, payload: Payload) -> None:
         self._offer_payload(payload)
@@ -375,7 +375,7 @@ class CrashingSite:
         generation = self.store.generation()
         assert generation is not None
         self._promise(Committed(generation, record))
-        self._model, self._optimiser = self._mixed.model.copy(), self._next_optimiser
+        self._model, self._site_state = self._mixed.model.copy(), self._next_site_state
         self._dispatch(on.RoundCommitted(number))
 
 

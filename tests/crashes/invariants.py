@@ -103,7 +103,7 @@ def named_vectors_are_intact(case: Case) -> None:
     """What any kept generation names is there: a crash damages neither the one that is resumed
     nor the one to fall back on."""
     for round_number, *digests in case.rows(
-        "SELECT round_number, model, replica, optimiser FROM generations"
+        "SELECT round_number, model, replica, site_state FROM generations"
     ):
         for digest in digests:
             path = case.directory / "vectors" / f"{digest.hex()}.f32"
@@ -222,7 +222,7 @@ def no_stray_file_remains(case: Case) -> None:
     named = {
         "vectors": {
             f"{digest.hex()}.f32"
-            for row in case.rows("SELECT model, replica, optimiser FROM generations")
+            for row in case.rows("SELECT model, replica, site_state FROM generations")
             for digest in row
         },
         "outbox": {f"{n}.sealed" for (n,) in case.rows("SELECT sequence FROM envelopes")},

@@ -77,7 +77,7 @@ class Stopped:
             return [
                 Generation(row[0], bool(row[1]), *row[2:])
                 for row in journal.execute(
-                    "SELECT round_number, published, model, replica, optimiser FROM generations "
+                    "SELECT round_number, published, model, replica, site_state FROM generations "
                     "ORDER BY id DESC"
                 )
             ]
@@ -144,7 +144,7 @@ def test_a_damaged_trained_model_is_replaced_by_what_was_published_of_it(root: P
     flip_a_bit(stopped.vector(newest.model))
     _, found, published = stopped.recover()
     assert found == Generation(
-        newest.round_number, True, newest.replica, newest.replica, newest.optimiser
+        newest.round_number, True, newest.replica, newest.replica, newest.site_state
     )
     assert published is not None
     assert published.header.round_number == newest.round_number
@@ -183,21 +183,21 @@ def test_the_first_round_began_with_the_genesis_and_an_open_one_with_its_model(
         assert store.round_start(genesis) == genesis
 
 
-def test_a_damaged_optimiser_is_replaced_by_the_one_before_or_a_fresh_one(root: Path) -> None:
+def test_a_damaged_site_state_is_replaced_by_the_one_before_or_a_fresh_one(root: Path) -> None:
     stopped = stop_at(root, Published, DAMAGED_ROUND + 1)
     newest, before = stopped.generations()
-    flip_a_bit(stopped.vector(newest.optimiser))
+    flip_a_bit(stopped.vector(newest.site_state))
     _, found, _ = stopped.recover()
-    assert found.optimiser == before.optimiser
-    flip_a_bit(stopped.vector(before.optimiser))
+    assert found.site_state == before.site_state
+    flip_a_bit(stopped.vector(before.site_state))
     _, found, _ = stopped.recover()
     with stopped.opened() as store:
-        assert not store.vector(found.optimiser, SETTING.dimension).any()
+        assert not store.vector(found.site_state, SETTING.dimension).any()
     stopped.go_on()
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_fresh_optimiser_that_is_damaged_is_made_anew(
+def test_a_fresh_site_state_that_is_damaged_is_made_anew(
     root: Path, damage: Callable[[Path], None]
 ) -> None:
     """Its digest is that of the genesis, where both are zeros: the genesis is no file."""
@@ -226,7 +226,7 @@ def test_where_the_published_replica_is_lost_the_next_round_builds_on_the_genesi
     _, found, published = stopped.recover()
     following = newest.round_number + int(newest.published)
     genesis = vector_digest(genesis_of(SETTING.dimension))
-    assert found == Generation(following, False, newest.model, genesis, newest.optimiser)
+    assert found == Generation(following, False, newest.model, genesis, newest.site_state)
     assert published is None
     # The round that went out stands, but this site does not fold its neighbours in any more.
     stopped.go_on(frozenset(range(newest.round_number, following)))

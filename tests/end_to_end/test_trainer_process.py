@@ -164,11 +164,11 @@ def give(trainer: Trainer, seed: int = 3) -> None:
     trainer.parameters_in[:] = trainer.genesis + generator.normal(
         0, 0.1, trainer.ready.dimension
     ).astype(np.float32)
-    trainer.optimiser_in[:] = generator.normal(0, 0.01, trainer.ready.optimiser_floats)
+    trainer.state_in[:] = generator.normal(0, 0.01, trainer.ready.state_floats)
 
 
 def result(trainer: Trainer) -> tuple[bytes, bytes]:
-    return trainer.parameters_out.tobytes(), trainer.optimiser_out.tobytes()
+    return trainer.parameters_out.tobytes(), trainer.state_out.tobytes()
 
 
 async def test_a_round_trains_evaluates_and_exports(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ async def test_a_round_trains_evaluates_and_exports(tmp_path: Path) -> None:
         for round_number in range(8):
             trained = await trainer.train(round_number, LOCAL_STEPS)
             trainer.parameters_in[:] = trainer.parameters_out
-            trainer.optimiser_in[:] = trainer.optimiser_out
+            trainer.state_in[:] = trainer.state_out
         after = await trainer.evaluate("out")
         assert trained.samples == LOCAL_STEPS * 16
         assert after.metrics["auc"] > max(0.8, before.metrics["auc"])
@@ -217,7 +217,7 @@ async def test_a_killed_trainer_is_replaced_and_repeats_the_round_byte_for_byte(
     heard = Heard()
     async with running(python_task(tmp_path, "WaitsAtStepThree", gate=str(gate)), heard) as trainer:
         give(trainer)
-        given = trainer.parameters_in.tobytes(), trainer.optimiser_in.tobytes()
+        given = trainer.parameters_in.tobytes(), trainer.state_in.tobytes()
         died: list[TrainerDiedError] = []
 
         async def train_until_killed() -> None:
@@ -234,7 +234,7 @@ async def test_a_killed_trainer_is_replaced_and_repeats_the_round_byte_for_byte(
             os.kill(first_pid, signal.SIGKILL)
             gate.unlink()
         assert died
-        assert given == (trainer.parameters_in.tobytes(), trainer.optimiser_in.tobytes())
+        assert given == (trainer.parameters_in.tobytes(), trainer.state_in.tobytes())
         assert np.array_equal(trainer.parameters_out, trainer.genesis)
 
         await heard.until(lambda: any("another is started" in line for line in heard.lines))

@@ -47,8 +47,8 @@ class DeadSite:
         self._identity = identity
         with closing(Store(directory)) as store:
             self.model = store.put_vector(np.arange(8, dtype=np.float32))
-            optimiser = store.put_vector(np.ones(2, np.float32))
-            generation = Generation(3, True, self.model, self.model, optimiser)
+            site_state = store.put_vector(np.ones(2, np.float32))
+            generation = Generation(3, True, self.model, self.model, site_state)
             store.commit_published(generation, self.signed(b"a"), bytes(32), bytes(32))
 
     def signed(self, mark: bytes) -> SignedHeader:

@@ -57,7 +57,7 @@ class DescentTrainer:
     """Descends with momentum towards the site's own target, where the daemon has its process.
 
     The loss is half the squared distance to the target, so a local step is v = m v + (x - target),
-    x = x - rate v; v is the optimiser's state. A round lasts ``TRAINING_SECONDS`` once
+    x = x - rate v; v is the site's state. A round lasts ``TRAINING_SECONDS`` once
     ``may_train`` is set.
     """
 
@@ -68,7 +68,8 @@ class DescentTrainer:
         self.status = TrainerStatus(state="idle", device="by hand")
         self.ready = frames.Ready(
             dimension=DIMENSION,
-            optimiser_floats=DIMENSION,
+            state_floats=DIMENSION,
+            kept_state_floats=0,
             schema_digest=b"s" * 32,
             schema=(),
             training_records=100,
@@ -79,17 +80,17 @@ class DescentTrainer:
         self.genesis = np.zeros(DIMENSION, np.float32)
         self.genesis_digest = vector_digest(self.genesis)
         self.parameters_in, self.parameters_out = self.genesis.copy(), self.genesis.copy()
-        self.optimiser_in, self.optimiser_out = self.genesis.copy(), self.genesis.copy()
+        self.state_in, self.state_out = self.genesis.copy(), self.genesis.copy()
 
     async def train(self, round_number: int, local_steps: int) -> frames.Trained:
         await self.may_train.wait()
         await trio.sleep(TRAINING_SECONDS)
-        model, velocity = self.parameters_in.copy(), self.optimiser_in.copy()
+        model, velocity = self.parameters_in.copy(), self.state_in.copy()
         for _ in range(local_steps):
             velocity = np.float32(MOMENTUM) * velocity + (model - self.target)
             model -= np.float32(LEARNING_RATE) * velocity
         self.parameters_out[:] = model
-        self.optimiser_out[:] = velocity
+        self.state_out[:] = velocity
         return frames.Trained(self._loss(model), TRAINING_SECONDS, local_steps)
 
     async def evaluate(self, side: frames.Side) -> frames.Evaluated:

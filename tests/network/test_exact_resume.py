@@ -31,7 +31,7 @@ class Ending:
 
     round_number: int
     model: bytes
-    optimiser: bytes
+    site_state: bytes
     published: bytes
     replicas: dict[str, tuple[bytes, int, int]]
     vectors: dict[str, bytes]
@@ -48,7 +48,7 @@ def ending(node: Node) -> Ending:
     return Ending(
         generation.round_number,
         generation.model,
-        generation.optimiser,
+        generation.site_state,
         generation.replica,
         {
             site: (stored.state.replica, stored.state.round_number, stored.state.sequence)

@@ -45,7 +45,7 @@ def commit(store: Store, number: int) -> Generation:
         False,
         store.put_vector(vector(5000 + number)),
         generation.replica,
-        generation.optimiser,
+        generation.site_state,
     )
     replica = StoredReplica(ReplicaState(vector_digest(REPLICA), number, number + 1), 0)
     store.commit_round(following, {"b": replica}, {(b"s" * 32, 5): signed(6)}, {"round": number})
@@ -104,7 +104,7 @@ def test_a_round_that_was_published_is_not_open_any_more_and_no_delta_comes_back
     assert meta(there, MARK) is not None
     again = Store(there.state_directory)
     assert again.generation() == Generation(
-        2, False, newest.model, newest.replica, newest.optimiser
+        2, False, newest.model, newest.replica, newest.site_state
     )
     assert again.envelopes() == []
     assert list((there.state_directory / "outbox").iterdir()) == []
@@ -349,7 +349,7 @@ def test_a_state_that_came_back_by_other_means_is_marked_in_place(site: Site) ->
     assert mark_in_place(site) == 3
     again = Store(site.state_directory)
     assert again.generation() == Generation(
-        3, False, newest.model, newest.replica, newest.optimiser
+        3, False, newest.model, newest.replica, newest.site_state
     )
     assert again.envelopes() == []
     again.close()

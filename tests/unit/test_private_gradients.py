@@ -12,9 +12,10 @@ from torch.utils.data import TensorDataset
 
 from p2pfed.errors import ConfigurationError, TrainingError
 from p2pfed.training.privacy import gradients
-from p2pfed.training.privacy.gradients import PrivateGradients, PrivateSettings
+from p2pfed.training.privacy.gradients import PrivateGradients, largest_part
 from p2pfed.training.privacy.randomness import SecretDraws
 from p2pfed.training.privacy.requirements import check_loss, check_model, check_settings
+from p2pfed.training.privacy.settings import PrivateSettings
 from p2pfed.training.settings import LoopSettings
 from p2pfed.training.task import Datasets, TaskError
 
@@ -100,10 +101,22 @@ def made(name: str, loss: Loss = squared_error) -> Made:
     return Made(build().train(), shape, loss)
 
 
-def private(task: Made, noise: float = 0.0, clip: float = 1e9, expected: float = 6.0) -> Any:
-    return PrivateGradients(
-        task, task.model, PrivateSettings(noise, clip, expected), SecretDraws(SECRET)
-    )
+class Source(PrivateGradients):
+    """Takes a step's records whole, or in parts of a given size."""
+
+    def step(self, batch: Any, part: int = 100) -> float:
+        records = 0 if batch is None else len(batch[0])
+        parts = [
+            (tuple(tensor[at : at + part] for tensor in batch), min(part, records - at))
+            for at in range(0, records, part)
+        ]
+        return self.fill(self._task.model, parts, records, "here")  # type: ignore[attr-defined]
+
+
+def private(task: Made, noise: float = 0.0, clip: float = 1e9, expected: int = 6) -> Source:
+    settings = PrivateSettings(noise, clip, expected, len(task.data))
+    assert settings.expected_batch == expected
+    return Source(task, task.model, settings, SecretDraws(SECRET))
 
 
 def batch_of(task: Made, *indices: int) -> Any:
@@ -114,9 +127,9 @@ def trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def filled(task: Made, batch: Any, **settings: float) -> torch.Tensor:
+def filled(task: Made, batch: Any, part: int = 100, **settings: Any) -> torch.Tensor:
     source = private(task, **settings)
-    source.fill(task.model, batch)
+    source.step(batch, part)
     result = torch.cat([p.grad.flatten().double() for p in trained(task.model)])  # type: ignore[union-attr]
     source.close()
     return result
@@ -142,27 +155,33 @@ def test_without_noise_it_is_the_sum_of_each_records_clipped_gradient(
     task = made(name)
     indices = [0, 2, 3, 7, 11]
     found = filled(task, batch_of(task, *indices), clip=clip)
-    wanted = one_by_one(task, indices, clip, 6.0)
+    wanted = one_by_one(task, indices, clip, 6)
     assert torch.allclose(found, wanted, atol=1e-6, rtol=1e-4)
     assert wanted.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_batch_in_parts_gives_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_in_parts_gives_the_same(name: str) -> None:
     task = made(name)
     batch = batch_of(task, *range(7))
-    whole = filled(task, batch, clip=0.5)
-    floats = sum(p.numel() for p in trained(task.model))
-    monkeypatch.setattr(gradients, "MAX_GRADIENT_BYTES", 4 * floats * 3)
-    assert torch.allclose(filled(task, batch, clip=0.5), whole, atol=1e-6)
+    whole = filled(task, batch, clip=0.5, noise=1.0)
+    assert torch.allclose(filled(task, batch, part=3, clip=0.5, noise=1.0), whole, atol=1e-6)
+
+
+def test_parts_are_as_large_as_their_records_gradients_leave_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gradients, "MAX_GRADIENT_BYTES", 4 * 5 * 3)
+    assert largest_part(torch.nn.Linear(4, 1)) == 3
+    assert largest_part(torch.nn.Linear(400, 10)) == 1
 
 
 def test_no_record_moves_the_gradient_by_more_than_the_clip_norm() -> None:
     task = made("convolution and group norm")
     task.data.tensors[1][5] = 1e4  # an outlier
     for other in range(5):
-        with_it = filled(task, batch_of(task, 1, 2, 5), clip=0.3, expected=1.0)
-        without = filled(task, batch_of(task, 1, 2), clip=0.3, expected=1.0)
+        with_it = filled(task, batch_of(task, 1, 2, 5), clip=0.3, expected=1)
+        without = filled(task, batch_of(task, 1, 2), clip=0.3, expected=1)
         assert float((with_it - without).norm()) <= 0.3 * (1 + 1e-4)
         assert other < 5
 
@@ -179,14 +198,14 @@ def test_the_noise_is_sigma_times_clip_over_the_expected_batch() -> None:
 def test_a_step_that_drew_nobody_is_noise_alone() -> None:
     task = made("linear")
     source = private(task, noise=2.0, clip=1.0)
-    assert source.fill(task.model, None) == 0.0
+    assert source.step(None) == 0.0
     first = task.model.weight.grad.clone()  # type: ignore[union-attr, operator]
     assert float(first.abs().max()) > 0.0
-    source.fill(task.model, None)
+    source.step(None)
     source.close()
     assert not torch.equal(first, task.model.weight.grad)  # type: ignore[arg-type]
     again = private(task, noise=2.0, clip=1.0)
-    again.fill(task.model, None)
+    again.step(None)
     assert torch.equal(first, task.model.weight.grad)  # type: ignore[arg-type]
 
 
@@ -194,34 +213,33 @@ def test_it_leaves_the_model_as_it_was() -> None:
     task = made("a parameter of its own")
     names = set(task.model.state_dict())
     source = private(task)
-    source.fill(task.model, batch_of(task, 1, 2))
+    source.step(batch_of(task, 1, 2))
     source.close()
     assert set(task.model.state_dict()) == names
     squared_error(task.model, batch_of(task, 1)).backward()
     assert all(getattr(p, "grad_sample", None) is None for p in task.model.parameters())
-    private(task).fill(task.model, batch_of(task, 1, 2))
+    private(task).step(batch_of(task, 1, 2))
 
 
-def test_the_loss_is_the_mean_over_all_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_is_the_mean_over_all_parts() -> None:
     task = made("linear")
     batch = batch_of(task, *range(7))
     wanted = squared_error(task.model, batch).item()
-    monkeypatch.setattr(gradients, "MAX_GRADIENT_BYTES", 4 * 5 * 2)
-    assert private(task).fill(task.model, batch) == pytest.approx(wanted, rel=1e-5)
+    assert private(task).step(batch, part=2) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_a_loss_or_gradient_that_is_not_finite_is_an_error_not_an_update() -> None:
     task = made("linear")
     task.data.tensors[0][3] = torch.nan
     with pytest.raises(TrainingError, match="the loss is nan"):
-        private(task).fill(task.model, batch_of(task, 1, 3))
+        private(task).step(batch_of(task, 1, 3))
 
     def kink(model: torch.nn.Module, batch: Any) -> torch.Tensor:
         return (model(batch[0])[:, 0] * 0.0).sqrt().mean()  # value 0, derivative infinite
 
     broken = made("linear", kink)
     with pytest.raises(TrainingError, match="gradient is not finite"):
-        private(broken).fill(broken.model, batch_of(broken, 1, 2))
+        private(broken).step(batch_of(broken, 1, 2))
 
 
 def rows_of_all(model: torch.nn.Module, batch: Any) -> torch.Tensor:
@@ -254,7 +272,7 @@ def around_the_module(model: torch.nn.Module, batch: Any) -> torch.Tensor:
 def test_gradients_that_are_not_the_records_own_are_refused(loss: Loss, words: str) -> None:
     task = made("linear", loss)
     with pytest.raises(TaskError, match=words):
-        private(task).fill(task.model, batch_of(task, *range(12)))
+        private(task).step(batch_of(task, *range(12)))
 
 
 def test_a_buffer_that_takes_up_records_is_refused() -> None:
@@ -270,7 +288,7 @@ def test_a_buffer_that_takes_up_records_is_refused() -> None:
 
     task = Made(Counting(), (4,), squared_error)
     with pytest.raises(TaskError, match="buffer 'mean'"):
-        private(task).fill(task.model, batch_of(task, 1, 2))
+        private(task).step(batch_of(task, 1, 2))
 
 
 def problems_of(model: torch.nn.Module) -> dict[str, str]:

@@ -24,7 +24,8 @@ MESSAGES: list[frames.Message] = [
     frames.Export(path="m.safetensors", metadata={"round": "3"}),
     frames.Ready(
         dimension=5,
-        optimiser_floats=5,
+        state_floats=5,
+        kept_state_floats=2,
         schema_digest=bytes(32),
         schema=(("weight", (2, 2)), ("bias", ())),
         training_records=20,
@@ -95,9 +96,9 @@ def test_a_date_in_a_table_is_refused_with_a_remedy() -> None:
         frames.encode(message)
 
 
-@given(dimension=st.integers(1, 5000), optimiser_floats=st.integers(0, 5000))
-def test_the_shared_vectors_do_not_overlap(dimension: int, optimiser_floats: int) -> None:
-    layout = RegionLayout(dimension, optimiser_floats)
+@given(dimension=st.integers(1, 5000), state_floats=st.integers(0, 5000))
+def test_the_shared_vectors_do_not_overlap(dimension: int, state_floats: int) -> None:
+    layout = RegionLayout(dimension, state_floats)
     descriptor = create_memory()
     try:
         os.ftruncate(descriptor, layout.size_bytes)
@@ -107,18 +108,18 @@ def test_the_shared_vectors_do_not_overlap(dimension: int, optimiser_floats: int
         os.close(descriptor)
     vectors = (
         ours.parameters_in,
-        ours.optimiser_in,
+        ours.state_in,
         ours.parameters_out,
-        ours.optimiser_out,
+        ours.state_out,
     )
     for mark, vector in enumerate(vectors, start=1):
         vector[:] = mark
-    sizes = [dimension, optimiser_floats, dimension, optimiser_floats]
+    sizes = [dimension, state_floats, dimension, state_floats]
     seen = (
         theirs.parameters_in,
-        theirs.optimiser_in,
+        theirs.state_in,
         theirs.parameters_out,
-        theirs.optimiser_out,
+        theirs.state_out,
     )
     for mark, (vector, size) in enumerate(zip(seen, sizes, strict=True), start=1):
         assert np.array_equal(vector, np.full(size, mark, np.float32))
@@ -135,5 +136,5 @@ def test_the_trainer_cannot_write_its_inputs() -> None:
     with pytest.raises(ValueError, match="read-only"):
         theirs.parameters_in[0] = 1.0
     with pytest.raises(ValueError, match="WRITEABLE"):
-        theirs.optimiser_in.flags.writeable = True
+        theirs.state_in.flags.writeable = True
     theirs.parameters_out[0] = 1.0

@@ -15,7 +15,8 @@ from p2pfed.protocol.digests import vector_digest
 from p2pfed.training.export import evaluate_model_file, export_model, read_model
 from p2pfed.training.frames import Open
 from p2pfed.training.loading import LoadedTask, load
-from p2pfed.training.schema import Schema, read_vector
+from p2pfed.training.sampling import Position
+from p2pfed.training.schema import floats_of
 from p2pfed.training.task import TaskError
 
 OPTIONS: dict[str, Any] = {
@@ -53,16 +54,18 @@ def python_request(table: Path, source: str, task_class: str, **changes: Any) ->
 
 
 def genesis(loaded: LoadedTask) -> Any:
-    vector = np.empty(loaded.schema.dimension, np.float32)
-    read_vector(loaded.learner.model, vector)
-    return vector
+    return loaded.learner.genesis()
+
+
+def fresh_state(loaded: LoadedTask) -> Any:
+    return np.zeros(loaded.learner.layout.floats, np.float32)
 
 
 def test_a_tabular_task_loads_alike_every_time(table: Path) -> None:
     loaded, again = load(request(table)), load(request(table))
     assert (loaded.training_records, loaded.holdout_records) == (27, 13)
-    assert loaded.optimiser_floats == sum(p.numel() for p in loaded.learner.model.parameters())
-    assert loaded.schema.digest == again.schema.digest
+    assert loaded.learner.layout.optimiser == floats_of(list(loaded.learner.model.parameters()))
+    assert loaded.learner.schema.digest == again.learner.schema.digest
     assert vector_digest(genesis(loaded)) == vector_digest(genesis(again))
     assert vector_digest(genesis(load(request(table, seed=1)))) != vector_digest(genesis(loaded))
 
@@ -165,19 +168,19 @@ def test_a_task_whose_own_code_fails_says_where(
 
 def exported(loaded: LoadedTask, directory: Path) -> Path:
     path = directory / "model.safetensors"
-    export_model(loaded.learner, genesis(loaded), path, {"federation": "four", "round": "7"})
+    lineage = {"federation": "four", "round": "7"}
+    export_model(loaded.learner, genesis(loaded), fresh_state(loaded), path, lineage)
     return path
 
 
 def test_an_exported_model_loads_into_plain_torch(table: Path) -> None:
     loaded = load(request(table))
     path = exported(loaded, table.parent)
-    fresh = load(request(table, seed=9)).learner.model
-    fresh.load_state_dict(safetensors.torch.load_file(path), strict=True)
-    vector = np.empty(loaded.schema.dimension, np.float32)
-    read_vector(fresh, vector)
-    assert vector.tobytes() == genesis(loaded).tobytes()
-    assert vector.tobytes() == read_model(path, loaded.schema).tobytes()
+    fresh = load(request(table, seed=9))
+    fresh.learner.model.load_state_dict(safetensors.torch.load_file(path), strict=True)
+    assert genesis(fresh).tobytes() == genesis(loaded).tobytes()
+    read_back = read_model(path, loaded.learner)
+    assert read_back.parameters.tobytes() == genesis(loaded).tobytes()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [entry.name for entry in table.parent.glob("*.part")] == []
     evaluated = evaluate_model_file(loaded.learner, path, table)
@@ -190,20 +193,42 @@ def test_an_export_that_cannot_be_written_leaves_nothing_behind(table: Path) -> 
     target = table.parent / "taken"
     target.mkdir()
     with pytest.raises(TrainingError, match="cannot be written"):
-        export_model(loaded.learner, genesis(loaded), target, {})
+        export_model(loaded.learner, genesis(loaded), fresh_state(loaded), target, {})
     with pytest.raises(TrainingError, match="cannot be written"):
-        export_model(loaded.learner, genesis(loaded), table.parent / "no" / "model", {})
+        path = table.parent / "no" / "model"
+        export_model(loaded.learner, genesis(loaded), fresh_state(loaded), path, {})
     assert sorted(entry.name for entry in table.parent.iterdir()) == ["site.csv", "taken"]
 
 
 def test_a_model_file_of_another_schema_is_refused(table: Path) -> None:
-    path = exported(load(request(table)), table.parent)
+    loaded = load(request(table))
+    path = exported(loaded, table.parent)
+    wider = load(request(table, options={**OPTIONS, "hidden": [5]}))
     with pytest.raises(TrainingError, match=r"'0.weight' is \(4, 1\).*has \(5, 1\)"):
-        read_model(path, Schema((("0.weight", (5, 1)),)))
-    with pytest.raises(TrainingError, match="'other' is missing"):
-        read_model(path, Schema((("other", (1,)),)))
+        read_model(path, wider.learner)
+    deeper = load(request(table, options={**OPTIONS, "hidden": [4, 1]}))
+    with pytest.raises(TrainingError, match=r"'6\.weight' is missing"):
+        read_model(path, deeper.learner)
     with pytest.raises(TrainingError, match="no readable safetensors file"):
-        read_model(table, Schema((("other", (1,)),)))
+        read_model(table, loaded.learner)
+
+
+def test_an_exported_model_has_the_sites_own_batch_norm(table: Path) -> None:
+    loaded = load(request(table, options={**OPTIONS, "batch_norm": True}))
+    learner = loaded.learner
+    own = fresh_state(loaded)
+    site = learner.layout.over(own)
+    site.local[:] = np.arange(site.local.size) + 1
+    site.write_head(Position(), prepared=False)
+    path = table.parent / "model.safetensors"
+    export_model(learner, genesis(loaded), own, path, {})
+    assert safetensors.torch.load_file(path)["1.running_mean"].tolist() == [9.0, 10.0, 11.0, 12.0]
+    read_back = read_model(path, learner)
+    assert np.array_equal(learner.layout.over(read_back.state).local, site.local)
+    data = loaded.datasets.holdout
+    assert learner.evaluate(data, read_back.parameters, read_back.state) == learner.evaluate(
+        data, genesis(loaded), own
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,37 +4,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.utils.data import TensorDataset
 
 from p2pfed.errors import TrainingError
 from p2pfed.training.frames import Progress
-from p2pfed.training.loop import (
-    Learner,
-    RoundInput,
-    draw_batches,
-    genesis_model,
-    record_count,
-    round_seed,
-    to_device,
-)
-from p2pfed.training.optimiser import initial_state
-from p2pfed.training.schema import (
-    Schema,
-    local_state,
-    prepare,
-    read_vector,
-    schema_of,
-    write_vector,
-)
+from p2pfed.training.loop import Learner, RoundInput, genesis_model, round_seed
+from p2pfed.training.records import record_count, to_device
+from p2pfed.training.sampling import Position, Sampler, sampler_seed
+from p2pfed.training.schema import Schema, prepare
 from p2pfed.training.settings import LoopSettings
-from p2pfed.training.task import Datasets, TaskError, task_code
+from p2pfed.training.task import Datasets, DeviceMemoryError, TaskError, task_code
 
 Vector = NDArray[np.float32]
 CPU = torch.device("cpu")
 RECORDS = 40
+SAMPLER_SEED = sampler_seed(0, "n")
 
 
 class Regression:
@@ -74,37 +59,39 @@ def learner_of(task: Any, **settings: Any) -> Learner:
 
 
 def genesis_of(learner: Learner) -> Vector:
-    vector = np.empty(schema_of(learner.model).dimension, np.float32)
-    read_vector(learner.model, vector)
-    return vector
+    return learner.genesis()
+
+
+def fresh_state(learner: Learner) -> Vector:
+    return np.zeros(learner.layout.floats, np.float32)
 
 
 def train(
     learner: Learner,
     parameters: Vector,
-    optimiser: Vector,
+    state: Vector,
     round_number: int = 0,
     steps: int = 5,
     heard: list[Progress] | None = None,
 ) -> tuple[Vector, Vector]:
     given_ = RoundInput(
-        parameters, optimiser, round_number, steps, round_seed(0, "n", round_number)
+        parameters, state, round_number, steps, round_seed(0, "n", round_number), SAMPLER_SEED
     )
-    parameters_out, optimiser_out = np.zeros_like(parameters), np.zeros_like(optimiser)
+    parameters_out, state_out = np.zeros_like(parameters), np.zeros_like(state)
     learner.train(
         learner.task.datasets().training,
         given_,
         parameters_out,
-        optimiser_out,
+        state_out,
         (heard if heard is not None else []).append,
     )
-    return parameters_out, optimiser_out
+    return parameters_out, state_out
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
 def test_a_round_is_a_function_of_its_inputs(optimiser: str) -> None:
     learner = learner_of(Regression(), optimiser=optimiser, learning_rate=0.01)
-    state = initial_state(learner.model, learner.settings)
+    state = fresh_state(learner)
     start = genesis_of(learner)
     first = train(learner, start, state)
     second = train(learner, *first, round_number=1)
@@ -129,7 +116,7 @@ def test_rounds_with_carried_state_equal_plain_torch_without_interruption(
         weight_decay=0.01,
         gradient_clip_norm=clip,
     )
-    parameters, state = genesis_of(learner), initial_state(learner.model, learner.settings)
+    parameters, state = genesis_of(learner), fresh_state(learner)
     for round_number in range(3):
         parameters, state = train(learner, parameters, state, round_number)
 
@@ -143,58 +130,31 @@ def test_rounds_with_carried_state_equal_plain_torch_without_interruption(
             plain.parameters(), lr=0.02, betas=(0.9, 0.999), weight_decay=0.01
         )
     features, targets = task.data.tensors
-    for round_number in range(3):
-        for indices in draw_batches(RECORDS, 8, 5, round_seed(0, "n", round_number)):
-            steps.zero_grad()
-            task.loss(plain, (features[indices], targets[indices])).backward()
-            if clip is not None:
-                torch.nn.utils.clip_grad_norm_(plain.parameters(), clip)
-            steps.step()
-    expected = np.empty_like(parameters)
-    read_vector(plain, expected)
-    assert parameters.tobytes() == expected.tobytes()
+    batches, _ = Sampler(RECORDS, 8, SAMPLER_SEED).draw(Position(), 15)
+    for indices in batches:
+        steps.zero_grad()
+        task.loss(plain, (features[indices], targets[indices])).backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(plain.parameters(), clip)
+        steps.step()
+    learner.load(parameters, state)
+    trained = learner.model.state_dict()
+    for name, tensor in plain.state_dict().items():
+        if tensor.is_floating_point():
+            assert torch.equal(trained[name], tensor), name
 
 
 def test_training_learns_and_reports_every_step() -> None:
     learner = learner_of(Regression(dropout=0.0), learning_rate=0.02)
     start = genesis_of(learner)
     heard: list[Progress] = []
-    before = learner.evaluate(learner.task.datasets().holdout, start)
-    state = initial_state(learner.model, learner.settings)
-    trained, _ = train(learner, start, state, steps=60, heard=heard)
-    after = learner.evaluate(learner.task.datasets().holdout, trained)
+    state = fresh_state(learner)
+    before = learner.evaluate(learner.task.datasets().holdout, start, state)
+    trained = train(learner, start, state, steps=60, heard=heard)
+    after = learner.evaluate(learner.task.datasets().holdout, *trained)
     assert after["error"] < 0.2 * before["error"]
     assert [progress.step for progress in heard] == list(range(1, 61))
     assert {progress.steps for progress in heard} == {60}
-
-
-def test_integer_buffers_neither_travel_nor_last() -> None:
-    learner = learner_of(Regression())
-    names = [name for name, _ in schema_of(learner.model).tensors]
-    assert "1.running_mean" in names
-    assert "1.num_batches_tracked" not in names
-    assert local_state(learner.model).keys() == {"1.num_batches_tracked"}
-    train(learner, genesis_of(learner), initial_state(learner.model, learner.settings))
-    assert learner.model[1].num_batches_tracked == 5
-    learner.load(genesis_of(learner))
-    assert learner.model[1].num_batches_tracked == 0
-
-
-def test_only_what_state_dict_keeps_travels_and_tied_parameters_travel_once() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2))
-    model[1].weight = model[0].weight
-    model.register_buffer("kept", torch.zeros(3, dtype=torch.float64))
-    model.register_buffer("scratch", torch.zeros(4), persistent=False)
-    prepare(model)
-    assert schema_of(model).tensors == (("0.weight", (2, 2)), ("1.bias", (2,)), ("kept", (3,)))
-    vector = np.arange(9, dtype=np.float32)
-    write_vector(model, vector)
-    assert model[1].weight.flatten().tolist() == [0, 1, 2, 3]
-    read_back = np.empty(9, np.float32)
-    read_vector(model, read_back)
-    assert np.array_equal(read_back, vector)
-    with pytest.raises(ValueError, match="8 floats for 9"):
-        write_vector(model, vector[:8])
 
 
 def test_the_schema_digest_depends_on_names_shapes_and_order() -> None:
@@ -207,6 +167,7 @@ def test_the_schema_digest_depends_on_names_shapes_and_order() -> None:
     assert len({schema.digest for schema in schemas}) == len(schemas)
     assert schemas[0].digest == Schema((("a", (2, 3)), ("b", (1,)))).digest
     assert {schema.dimension for schema in schemas} == {7}
+    assert Schema(schemas[0].tensors, b"frozen").digest != schemas[0].digest
 
 
 @pytest.mark.parametrize(
@@ -232,14 +193,14 @@ class NanAtStepTwo(Regression):
 
 def test_a_loss_that_is_not_finite_ends_the_round_and_leaves_no_result() -> None:
     learner = learner_of(NanAtStepTwo())
-    start, state = genesis_of(learner), initial_state(learner.model, learner.settings)
-    parameters_out, optimiser_out = np.full_like(start, 7), np.full_like(state, 7)
+    start, state = genesis_of(learner), fresh_state(learner)
+    parameters_out, state_out = np.full_like(start, 7), np.full_like(state, 7)
     data = learner.task.datasets().training
-    given_ = RoundInput(start, state, 12, 5, 0)
+    given_ = RoundInput(start, state, 12, 5, 0, SAMPLER_SEED)
     with pytest.raises(TrainingError, match=r"round 12, local step 2 of 5, 8 records.*nan"):
-        learner.train(data, given_, parameters_out, optimiser_out, lambda _: None)
+        learner.train(data, given_, parameters_out, state_out, lambda _: None)
     assert (parameters_out == 7).all()
-    assert (optimiser_out == 7).all()
+    assert (state_out == 7).all()
 
 
 class Steep(Regression):
@@ -250,7 +211,7 @@ class Steep(Regression):
 def test_a_model_that_is_not_finite_is_never_a_result() -> None:
     learner = learner_of(Steep(dropout=0.0), learning_rate=1e38)
     with pytest.raises(TrainingError, match="not finite after round 0"):
-        train(learner, genesis_of(learner), initial_state(learner.model, learner.settings), steps=1)
+        train(learner, genesis_of(learner), fresh_state(learner), steps=1)
 
 
 class Misbehaves(Regression):
@@ -269,7 +230,7 @@ class Misbehaves(Regression):
 def test_a_loss_that_is_no_scalar_tensor_is_refused(answer: Any) -> None:
     learner = learner_of(Misbehaves(answer))
     with pytest.raises(TaskError, match="one element"):
-        train(learner, genesis_of(learner), initial_state(learner.model, learner.settings))
+        train(learner, genesis_of(learner), fresh_state(learner))
 
 
 @pytest.mark.parametrize(
@@ -280,7 +241,7 @@ def test_a_loss_that_is_no_scalar_tensor_is_refused(answer: Any) -> None:
 def test_metrics_that_are_no_few_numbers_are_refused(answer: Any) -> None:
     learner = learner_of(Misbehaves(answer))
     with pytest.raises(TaskError):
-        learner.evaluate(learner.task.datasets().holdout, genesis_of(learner))
+        learner.evaluate(learner.task.datasets().holdout, genesis_of(learner), fresh_state(learner))
 
 
 def test_an_error_of_the_task_carries_its_own_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -308,24 +269,6 @@ def test_the_genesis_model_depends_on_the_seed_alone() -> None:
     assert vectors[0] == vectors[2] != vectors[1]
 
 
-@given(
-    records=st.integers(1, 50),
-    batch_size=st.integers(1, 60),
-    steps=st.integers(1, 12),
-    seed=st.integers(0, 2**63 - 1),
-)
-def test_batches_are_full_and_use_every_record_before_one_comes_twice(
-    records: int, batch_size: int, steps: int, seed: int
-) -> None:
-    batches = draw_batches(records, batch_size, steps, seed)
-    assert len(batches) == steps
-    assert {len(batch) for batch in batches} == {min(batch_size, records)}
-    drawn = [index for batch in batches for index in batch]
-    for start in range(0, len(drawn) - records + 1, records):
-        assert sorted(drawn[start : start + records]) == list(range(records))
-    assert batches == draw_batches(records, batch_size, steps, seed)
-
-
 def test_a_round_seed_depends_on_seed_site_and_round() -> None:
     seeds = {round_seed(s, n, r) for s in (0, 1) for n in ("north", "south") for r in (0, 1)}
     assert len(seeds) == 8
@@ -343,3 +286,124 @@ def test_batches_of_any_shape_reach_the_device() -> None:
 def test_a_dataset_without_a_length_is_refused() -> None:
     with pytest.raises(TaskError, match="length"):
         record_count(object())  # type: ignore[arg-type]
+
+
+class SmallDevice(Regression):
+    """Holds three records at a time."""
+
+    def loss(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        if len(batch[0]) > 3:
+            raise torch.OutOfMemoryError("no room")
+        return super().loss(model, batch)
+
+
+class Plain(Regression):
+    def build_model(self) -> torch.nn.Module:
+        return torch.nn.Linear(3, 1)
+
+
+class PlainSmallDevice(SmallDevice, Plain):
+    pass
+
+
+def test_a_round_that_does_not_fit_is_trained_in_smaller_parts_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    small, ample = learner_of(PlainSmallDevice()), learner_of(Plain())
+    start, state = genesis_of(ample), fresh_state(ample)
+    heard: list[Progress] = []
+    halved = train(small, start, state, heard=heard)
+    whole = train(ample, start, state)
+    np.testing.assert_allclose(halved[0], whole[0], rtol=1e-5)
+    assert [record.message.split("parts of ")[1][0] for record in caplog.records] == ["4", "2"]
+    caplog.clear()
+    train(small, *halved, round_number=1)
+    assert not caplog.records, "what was learned of the device's memory lasts"
+
+
+def test_parts_on_purpose_give_the_same_gradients() -> None:
+    parts, whole = learner_of(Plain(), micro_batch_size=3), learner_of(Plain())
+    start, state = genesis_of(whole), fresh_state(whole)
+    np.testing.assert_allclose(
+        train(parts, start, state)[0], train(whole, start, state)[0], rtol=1e-5
+    )
+
+
+def test_what_does_not_fit_at_all_is_an_error() -> None:
+    class Full(Plain):
+        def loss(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+            raise torch.OutOfMemoryError("no room")
+
+    learner = learner_of(Full())
+    with pytest.raises(DeviceMemoryError, match="no room"):
+        train(learner, genesis_of(learner), fresh_state(learner))
+
+
+def test_mixed_precision_learns_and_keeps_float32() -> None:
+    learner = learner_of(Plain(), precision="bfloat16", learning_rate=0.05, momentum=0.0)
+    start, state = genesis_of(learner), fresh_state(learner)
+    trained, _ = train(learner, start, state, steps=60)
+    exact = train(learner_of(Plain(), learning_rate=0.05, momentum=0.0), start, state, steps=60)[0]
+    assert trained.tobytes() != exact.tobytes()
+    np.testing.assert_allclose(trained, exact, atol=0.05)
+    assert all(parameter.dtype == torch.float32 for parameter in learner.model.parameters())
+
+
+def test_a_slow_site_may_take_fewer_steps() -> None:
+    learner = learner_of(Plain())
+    start, state = genesis_of(learner), fresh_state(learner)
+    given_ = RoundInput(start, state, 0, 5, round_seed(0, "n", 0), SAMPLER_SEED, steps=2)
+    out = np.zeros_like(start), np.zeros_like(state)
+    data = learner.task.datasets().training
+    assert learner.train(data, given_, *out, lambda _: None).samples == 16
+    assert np.array_equal(out[0], train(learner, start, state, steps=2)[0])
+
+
+def test_a_collation_of_the_task_is_used() -> None:
+    class Collating(Plain):
+        def collate(self, records: list[Any]) -> Any:
+            features, targets = zip(*records, strict=True)
+            return torch.stack(features) * 2.0, torch.stack(targets)
+
+    learner = learner_of(Collating())
+    batch = next(learner.batches(learner.task.datasets().holdout))
+    assert torch.equal(batch[0], learner.task.data.tensors[0] * 2.0)
+
+
+class Prepares(Plain):
+    """Settles the mean of the features in two rounds."""
+
+    def build_model(self) -> torch.nn.Module:
+        model = torch.nn.Linear(3, 1)
+        model.register_buffer("mean", torch.zeros(3))
+        return model
+
+    def prepare(
+        self,
+        model: torch.nn.Module,
+        dataset: Any,
+        round_number: int,
+        seed: int,
+        prepared: bool,
+    ) -> bool:
+        if round_number >= 2:
+            return False
+        if not prepared:
+            model.mean.copy_(dataset.tensors[0].mean(dim=0))
+        return True
+
+
+def test_a_task_may_settle_something_before_the_first_step() -> None:
+    learner = learner_of(Prepares())
+    start, state = genesis_of(learner), fresh_state(learner)
+    first, state = train(learner, start, state)
+    learner.load(first, state)
+    assert torch.equal(learner.model.mean, learner.task.data.tensors[0].mean(dim=0))
+    assert np.array_equal(first[: start.size - 3], start[: start.size - 3]), "no step was taken"
+    mixed = first.copy()
+    mixed[-3:] = 7.0  # what the others have made of it
+    second, state = train(learner, mixed, state, round_number=1)
+    assert (second[-3:] == 7.0).all(), "a site gives its part once"
+    third, _ = train(learner, second, state, round_number=2)
+    assert not np.array_equal(third, second)
+    assert (third[-3:] == 7.0).all()

@@ -7,34 +7,27 @@ denominator, for the number that was drawn is itself private.
 
 import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from opacus.grad_sample import GradSampleModule
 
 from p2pfed.errors import TrainingError
+from p2pfed.training.gradients import finite_loss
 from p2pfed.training.privacy.randomness import SecretDraws
-from p2pfed.training.privacy.requirements import hooks_for
+from p2pfed.training.privacy.settings import PrivateSettings
 from p2pfed.training.task import Task, TaskError, task_code
 
-# Of all records' gradients that are held at once; a larger batch is taken in parts.
+# Of the records' gradients that are held at once; a larger batch is taken in parts.
 MAX_GRADIENT_BYTES = 256 * 1024 * 1024
 GRADIENT_TOLERANCE = 1e-2  # of the sum of records' gradients against the batch's own, relative
 
 
-@dataclass(frozen=True)
-class PrivateSettings:
-    """What the noise is made by.
-
-    :ivar noise_multiplier: sigma, the noise's standard deviation over ``clip_norm``.
-    :ivar clip_norm: C, the 2-norm to which a record's gradient is clipped.
-    :ivar expected_batch: records that a step draws on average, q n.
-    """
-
-    noise_multiplier: float
-    clip_norm: float
-    expected_batch: float
+def largest_part(model: torch.nn.Module) -> int:
+    """How many records' gradients fit into ``MAX_GRADIENT_BYTES``, one at least."""
+    floats = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return max(1, MAX_GRADIENT_BYTES // (4 * max(1, floats)))
 
 
 class PrivateGradients:
@@ -49,8 +42,6 @@ class PrivateGradients:
         self._hooks = hooks_for(model)
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        floats = sum(parameter.numel() for parameter in self._trained)
-        self._most_records = max(1, MAX_GRADIENT_BYTES // (4 * max(1, floats)))
         self._fills = 0
         self._checked = False
 
@@ -58,40 +49,42 @@ class PrivateGradients:
         """Take the hooks off the model again; the gradient filled last stays."""
         self._hooks.remove_hooks()
 
-    def fill(self, model: torch.nn.Module, batch: Any) -> float:
-        """Put a step's private gradient into ``.grad`` of every trained parameter.
+    def fill(
+        self,
+        model: torch.nn.Module,
+        parts: Iterable[tuple[Any, int]],
+        records: int,
+        place: str,
+    ) -> float:
+        """Put a step's private gradient into ``grad`` of every trained parameter.
 
-        :param batch: collated records on the model's device; None where the step drew none.
+        :param parts: none where the step drew no record.
         :returns: the mean loss of the records, which no noise protects; 0.0 of none.
         :raises TaskError: the task's code failed, or its model is not what was checked.
         :raises TrainingError: a record's loss or gradient is not finite.
         """
         sums = [torch.zeros_like(parameter) for parameter in self._trained]
         loss = 0.0
-        records = 0 if batch is None else record_count_of(batch)
-        for part in _parts(batch, records, self._most_records):
-            size = record_count_of(part)
-            loss += self._add(model, part, size, sums) * size / records
+        for batch, count in parts:
+            loss += self._add(model, batch, count, sums, place) * count / records
         self._check_buffers(model)
         self._noise(sums)
         self._fills += 1
         return loss
 
     def _add(
-        self, model: torch.nn.Module, batch: Any, records: int, sums: list[torch.Tensor]
+        self,
+        model: torch.nn.Module,
+        batch: Any,
+        records: int,
+        sums: list[torch.Tensor],
+        place: str,
     ) -> float:
         """Add the clipped gradients of ``records`` records to ``sums``; their mean loss."""
         self._forget()
         with task_code("loss"):
             loss = self._task.loss(model, batch)  # ()
-        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-            raise TaskError("loss must return a tensor with one element")
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value}; nothing is published; look for extreme values in the data, "
-                "or lower learning_rate"
-            )
+        value = finite_loss(loss, place)
         with task_code("the gradient of loss"), warnings.catch_warnings():
             # Of the first layer's input no gradient is asked, nor needed by Opacus.
             warnings.filterwarnings("ignore", "Full backward hook is firing")
@@ -104,8 +97,8 @@ class PrivateGradients:
         norms = squares.sqrt()  # (records,)
         if not bool(torch.isfinite(norms).all()):
             raise TrainingError(
-                "a record's gradient is not finite; nothing is published; look for extreme values "
-                "in the data, or lower learning_rate"
+                f"{place}: a record's gradient is not finite; nothing is published; look for "
+                "extreme values in the data, or lower learning_rate"
             )
         factors = (self._settings.clip_norm / norms).clamp(max=1.0)  # (records,), inf clamped
         if not self._checked:
@@ -128,9 +121,7 @@ class PrivateGradients:
                 )
             return None
         # A list where the parameter took part in several passes, as tied ones do.
-        sample: torch.Tensor = (
-            torch.stack(found).sum(0) if isinstance(found, list) else found
-        )
+        sample: torch.Tensor = torch.stack(found).sum(0) if isinstance(found, list) else found
         if sample.shape[0] != records:
             raise TaskError(
                 f"a layer sees {sample.shape[0]} rows for {records} records; under differential "
@@ -178,46 +169,10 @@ class PrivateGradients:
                 parameter.grad_sample = None
 
 
-def record_count_of(batch: Any) -> int:
-    """How many records a collated batch holds: the length of the first axis of its tensors.
-
-    :raises TaskError: it holds no tensor, or tensors that disagree.
-    """
-    sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in _tensors(batch)}
-    if len(sizes) != 1:
-        raise TaskError(
-            "under differential privacy every tensor of a batch must have the records along its "
-            f"first axis; their lengths are {sorted(sizes)}"
-        )
-    return sizes.pop()
-
-
-def _tensors(batch: Any) -> list[torch.Tensor]:
-    if isinstance(batch, torch.Tensor):
-        return [batch]
-    if isinstance(batch, Mapping):
-        batch = list(batch.values())
-    if isinstance(batch, list | tuple):
-        return [tensor for item in batch for tensor in _tensors(item)]
-    return []
-
-
-def _parts(batch: Any, records: int, most: int) -> list[Any]:
-    """The batch in parts of at most ``most`` records."""
-    if records == 0:
-        return []
-    if records <= most:
-        return [batch]
-    return [_slice(batch, slice(first, first + most)) for first in range(0, records, most)]
-
-
-def _slice(batch: Any, part: slice) -> Any:
-    if isinstance(batch, torch.Tensor):
-        return batch[part]
-    if isinstance(batch, Mapping):
-        return {key: _slice(value, part) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_slice(value, part) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(_slice(value, part) for value in batch)
-    return batch
+def hooks_for(model: torch.nn.Module) -> GradSampleModule:
+    """Have Opacus leave each record's gradient in ``grad_sample`` of every trained parameter
+    whenever ``model`` is run forward and back in training mode."""
+    try:
+        return GradSampleModule(model, batch_first=True, loss_reduction="mean", strict=True)
+    except (NotImplementedError, ValueError) as error:
+        raise TaskError(f"Opacus cannot train this model privately: {error}") from error

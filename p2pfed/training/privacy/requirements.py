@@ -1,24 +1,75 @@
 """What a task must be like for its gradients to be private; refused with the layer's name."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from opacus.grad_sample import GradSampleModule
 from opacus.validators import ModuleValidator
 from torch.utils.data import Dataset, default_collate
 
 from p2pfed.errors import ConfigurationError, Problem
+from p2pfed.training.frames import Open
+from p2pfed.training.loop import Learner
+from p2pfed.training.privacy.preparing import PricedPreparation
 from p2pfed.training.privacy.sampling import MIN_EXPECTED_BATCH, sampling_rate
+from p2pfed.training.records import to_device
 from p2pfed.training.settings import LoopSettings
-from p2pfed.training.task import Task, TaskError, task_code
+from p2pfed.training.task import CollatingTask, PreparingTask, Task, task_code
 
 TRIED_RECORDS = 8
 LOSS_TOLERANCE = 1e-3  # relative; float32 sums in another order differ by less
 
 _BATCH_NORMS = torch.nn.modules.batchnorm._BatchNorm
 _INSTANCE_NORMS = torch.nn.modules.instancenorm._InstanceNorm
+
+
+def check(learner: Learner, dataset: Dataset[Any], request: Open) -> None:
+    """Refuse what cannot be trained privately, before the first round.
+
+    :param dataset: the training records.
+    :raises ConfigurationError: settings, model, loss or preparation do not fit.
+    :raises TaskError: the task's code failed.
+    """
+    assert learner.privacy is not None  # noqa: S101 - asked before
+    assert request.delta is not None  # noqa: S101 - given with the rest
+    topology_file = Path(request.topology_file)
+    records = learner.privacy.records
+    check_settings(learner.settings, records, request.delta, topology_file, Path(request.site_file))
+    check_preparation(learner.task, topology_file)
+    check_model(learner.model, topology_file)
+    check_loss(
+        learner.task,
+        learner.model,
+        dataset,
+        records,
+        partial(to_device, device=learner.device),
+        topology_file,
+    )
+
+
+def check_preparation(task: Task, topology_file: Path) -> None:
+    """:raises ConfigurationError: the task shows others what no noise hides."""
+    if not isinstance(task, PreparingTask):
+        return
+    priced = isinstance(task, PricedPreparation)
+    spend = task.preparation_spend() if isinstance(task, PricedPreparation) else None
+    if (priced and spend is None) or (spend is not None and spend[0] > 0.0):
+        return
+    raise ConfigurationError(
+        [
+            Problem(
+                topology_file,
+                "task.options",
+                None,
+                "before it trains the task gives other sites statistics of this one's records, and "
+                "no noise hides them",
+                "for a table set standardise_noise_multiplier, or declare centre and scale of each "
+                "column; a class of your own says what it costs in preparation_spend()",
+            )
+        ]
+    )
 
 
 def check_settings(
@@ -156,7 +207,7 @@ def check_loss(
     picked = sorted({index * records // TRIED_RECORDS for index in range(TRIED_RECORDS)})
     with task_code("reading the training records"):
         items = [dataset[index] for index in picked]
-        collate = getattr(task, "collate", default_collate)
+        collate = task.collate if isinstance(task, CollatingTask) else default_collate
         batch, singles = collate(items), [collate([item]) for item in items]
     was_training = model.training
     model.eval()  # dropout draws in another order for another batch
@@ -179,12 +230,3 @@ def check_loss(
                 )
             ]
         )
-
-
-def hooks_for(model: torch.nn.Module) -> GradSampleModule:
-    """Have Opacus leave each record's gradient in ``grad_sample`` of every trained parameter
-    whenever ``model`` is run forward and back in training mode."""
-    try:
-        return GradSampleModule(model, batch_first=True, loss_reduction="mean", strict=True)
-    except (NotImplementedError, ValueError) as error:
-        raise TaskError(f"Opacus cannot train this model privately: {error}") from error
