@@ -337,11 +337,11 @@ class Links:
         try:
             with scope:
                 reader = FrameReader()
-                hello = await self._handshake(link, stream, reader)
+                said, hello = await self._handshake(link, stream, reader)
                 up = True
                 # What the handler says to the new link must find its queue.
                 outgoing = self._establish(link, hello)
-                self._handler.link_up(link.peer_id, hello)
+                self._handler.link_up(link.peer_id, hello, said)
                 carrying = True  # which ends the connection by itself when it fails
                 await self._carry(link, stream, reader, outgoing)
         except IncompatiblePeerError as error:
@@ -384,13 +384,16 @@ class Links:
             link.control = None
             link.ended.set()
 
-    async def _handshake(self, link: Link, stream: Stream, reader: FrameReader) -> Hello:
-        """Exchange hellos.
+    async def _handshake(
+        self, link: Link, stream: Stream, reader: FrameReader
+    ) -> tuple[Hello, Hello]:
+        """Exchange hellos: this end's, and the neighbour's.
 
         :raises IncompatiblePeerError: either end refuses the other; both then know why.
         """
         with trio.fail_after(HANDSHAKE_TIMEOUT_SECONDS):
-            await stream.send_all(encode_message(self._handler.local_hello()))
+            said = self._handler.local_hello()
+            await stream.send_all(encode_message(said))
             first = await self._next(stream, reader)
             refusal = None
             if isinstance(first, Hello):
@@ -405,7 +408,7 @@ class Links:
                 raise RemoteProtocolError("its first message is no hello")
         if refusal is not None:
             raise IncompatiblePeerError(refusal.detail)
-        return first
+        return said, first
 
     def _check(self, link: Link, hello: Hello) -> Refusal | None:
         if hello.version != limits.PROTOCOL_VERSION:

@@ -199,11 +199,15 @@ class Exchange:
             return
         self._commands.append(do.RequestRepair(neighbour.site, neighbour.tip()))
 
-    def _send_newest(self, site: str) -> None:
+    def _send_newest(self, neighbour: Neighbour) -> None:
+        """Send what was published last. A whole model costs much to seal: one is sent unasked only
+        where the neighbour has not heard of it, else it asks if it lacks it."""
         if self._retained.headers:
-            self._commands.append(do.SendDelta(site, self._retained.headers[-1].digest))
-        else:
-            self._commands.append(do.SendSnapshot(site))
+            newest = self._retained.headers[-1].digest
+            self._commands.append(do.SendDelta(neighbour.site, newest))
+        elif neighbour.told != self._replica:
+            self._commands.append(do.SendSnapshot(neighbour.site))
+        neighbour.told = self._replica
 
     def _repair(self, event: on.WantArrived) -> None:
         if self.published is None:

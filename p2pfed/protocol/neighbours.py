@@ -60,6 +60,7 @@ class Neighbour:
     linked: bool = False
     silent: bool = True  # nobody hears of it: see events.NeighbourSilent
     announced_round: int = 0
+    told: bytes | None = None  # the own replica that it was shown or sent last over this link
     applying: SignedHeader | None = None
     kept: list[SignedHeader] = field(default_factory=list)  # received, in the chain's order
     arriving: SignedHeader | None = None  # accepted, its payload is on the way

@@ -142,16 +142,17 @@ class Network:
         link.failures = 0
         link.up = True
         link.session += 1
+        # A hello says how things stood when it was sent.
+        hellos = {peer.name: peer.hello() for peer in (one, other)}
         for sender, receiver in ((one, other), (other, one)):
-            # The hello says how things stood when it was sent.
-            hello = sender.hello()
             self.send(
                 sender.name,
                 receiver.name,
                 "hello",
                 HELLO_BYTES,
                 receiver.linked,
-                hello,
+                hellos[sender.name],
+                hellos[receiver.name],
                 reliable=True,
             )
 

@@ -252,12 +252,17 @@ class SimulatedPeer:
             self.topology.digest,
         )
 
-    def linked(self, other: str, hello: Hello) -> None:
+    def linked(self, other: str, hello: Hello, said: Hello) -> None:
+        """A link is made. ``said`` is what this site's own hello was."""
         if other in self.links:
             return
         self.links.add(other)
         self.progress_known[other] = hello.round_number
-        self.handle(on.LinkUp(other, hello.round_number, hello.replica, hello.published_round))
+        self.handle(
+            on.LinkUp(
+                other, hello.round_number, hello.replica, hello.published_round, said.replica
+            )
+        )
         self.probing.linked(other)
 
     def unlinked(self, other: str) -> None:

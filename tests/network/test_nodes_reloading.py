@@ -8,8 +8,11 @@ import trio
 from memory_nodes import MemoryFederation, Node, memory_federation
 
 from p2pfed.daemon.reloading import Reload
+from p2pfed.daemon.round_work import RoundWork
+from p2pfed.daemon.sendable import Sendable
 from p2pfed.daemon.status import NeighbourStatus
 from p2pfed.errors import ConfigurationError
+from p2pfed.protocol.header import SignedHeader
 from p2pfed.protocol.rounds import Phase
 
 pytestmark = pytest.mark.timeout(120)
@@ -140,6 +143,36 @@ async def test_a_lower_quorum_ends_the_round_that_lacked_it(
         await federation.reload("a", "b")
         await federation.until_all(Phase.TRAINING, 4, a, b)
         assert partners(a)[2:] == [(2, {"b"}), (3, {"b"})]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+async def test_a_reload_has_a_whole_model_sealed_only_for_who_lacks_it(
+    phase: Phase,
+    state_path: Path,
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody does, but where a delta was being signed, or was on its way, under the old file."""
+    sealed: list[int] = []
+    seal = RoundWork.snapshot
+
+    def counting(self: RoundWork, published: SignedHeader, *rest: Any) -> Sendable:
+        sealed.append(published.header.round_number)
+        return seal(self, published, *rest)
+
+    monkeypatch.setattr(RoundWork, "snapshot", counting)
+    async with memory_federation(state_path, "abc", **rounds(), **COMPLETE) as federation:
+        await federation.until(lambda: federation.nodes["a"].is_in(phase, 2))
+        federation.write_topology("abc", **rounds(local_steps=2), **COMPLETE)
+        await federation.reload()
+        await federation.until_all(Phase.TRAINING, 5)
+        for node in federation.nodes.values():
+            assert node.degraded_rounds() == []
+            others = set("abc") - {node.name}
+            assert [them for _, them in partners(node)] == [others] * 5
+        assert set(sealed) <= {2}
+        if phase is Phase.TRAINING:
+            assert sealed == []
 
 
 async def test_a_snapshot_that_waited_for_a_delta_to_be_sealed_restates_that_delta(

@@ -645,8 +645,51 @@ def test_what_was_signed_under_another_topology_is_not_sent_after_a_restart() ->
     own = OwnState(0, name_of_replica("a", 0), mine)
     peer = engine(own=own, retained=(mine,), topology_digest=RELOADED)
     peer.handle(on.Started(), 0.0)
-    commands = peer.handle(on.LinkUp("b", 0, GENESIS, NEVER_PUBLISHED), 1.0)
-    assert do.SendSnapshot("b") in commands
+    # Nor as a snapshot, unasked, to one who was shown what it would restate.
+    shown = name_of_replica("a", 0)
+    assert peer.handle(on.LinkUp("b", 0, GENESIS, NEVER_PUBLISHED, shown), 1.0) == []
+    assert peer.handle(on.WantArrived("b", GENESIS), 2.0) == [do.SendSnapshot("b")]
+    assert peer.handle(on.WantArrived("b", shown), 2.0) == []
+    # A link of which nobody knows what was said on it.
+    commands = peer.handle(on.LinkUp("c", 0, GENESIS, NEVER_PUBLISHED), 3.0)
+    assert commands == [do.SendSnapshot("c")]
+
+
+def test_what_was_published_while_the_hellos_crossed_is_sent_whatever_was_signed_when() -> None:
+    """Delta or, where it was signed under the old topology file, snapshot."""
+    for topology in (RELOADED, TOPOLOGY):
+        peer = engine()
+        peer.handle(on.Started(), 0.0)
+        linked(peer)
+        peer.handle(on.TrainingFinished(0), 1.0)
+        peer.handle(on.PlanChanged(plan(topology_digest=RELOADED)), 1.5)
+        for site in "bc":
+            peer.handle(on.LinkDown(site), 1.6)
+        # Its hello to b went out before it had published, and b's came after; c said hello since.
+        mine = signed("a", 0, topology=topology)
+        peer.handle(on.Published(mine), 2.0)
+        commands = peer.handle(on.LinkUp("b", 0, GENESIS, NEVER_PUBLISHED, GENESIS), 2.1)
+        fresh = topology == RELOADED
+        assert commands == [do.SendDelta("b", mine.digest) if fresh else do.SendSnapshot("b")]
+        shown = name_of_replica("a", 0)
+        commands = peer.handle(on.LinkUp("c", 0, GENESIS, NEVER_PUBLISHED, shown), 2.2)
+        assert commands == ([do.SendDelta("c", mine.digest)] if fresh else [])
+
+
+def test_who_was_silent_while_something_was_published_is_sent_it_once_it_is_heard() -> None:
+    peer = engine()
+    peer.handle(on.Started(), 0.0)
+    linked(peer)
+    peer.handle(on.NeighbourSilent("b"), 0.5)
+    peer.handle(on.TrainingFinished(0), 1.0)
+    peer.handle(on.PlanChanged(plan(topology_digest=RELOADED)), 1.5)
+    commands = peer.handle(on.Published(signed("a", 0)), 2.0)
+    assert do.SendSnapshot("c") in commands
+    assert do.SendSnapshot("b") not in commands
+    assert do.SendSnapshot("b") in peer.handle(on.NeighbourHeard("b"), 3.0)
+    # It was sent that: heard again, it is sent nothing.
+    peer.handle(on.NeighbourSilent("b"), 4.0)
+    assert do.SendSnapshot("b") not in peer.handle(on.NeighbourHeard("b"), 5.0)
 
 
 def test_on_a_graph_that_varies_deltas_are_taken_against_the_genesis_model() -> None:

@@ -49,7 +49,7 @@ class Site:
     def hello(self) -> int:
         return self.engine.round_number
 
-    def linked(self, other: str, hello: int) -> None:
+    def linked(self, other: str, hello: int, said: int) -> None:
         self.links.append((self.world.now, f"up {other}"))
 
     def unlinked(self, other: str) -> None:
