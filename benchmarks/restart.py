@@ -20,6 +20,7 @@ exit status is 1 where it is missed.
 import argparse
 import bisect
 import datetime
+import itertools
 import json
 import random
 import signal
@@ -122,7 +123,7 @@ class RestartedSite:
         first = bisect.bisect(self.ends, start) - 1
         last = bisect.bisect(self.ends, rounds_after) + ROUNDS_AFTER
         ends = self.ends[max(first, 0) : last]
-        return max(after - before for before, after in zip(ends, ends[1:], strict=False))
+        return max(after - before for before, after in itertools.pairwise(ends))
 
 
 class Restarts:
@@ -166,7 +167,7 @@ class Restarts:
         )
         for site in self._sites:
             ends = site.ends[-QUIET_ROUNDS:]
-            self.quiet_seconds += [b - a for a, b in zip(ends, ends[1:], strict=False)]
+            self.quiet_seconds += [b - a for a, b in itertools.pairwise(ends)]
         # The signal comes at any moment of a round.
         time.sleep(self._random.uniform(0, 2 * statistics.median(self.quiet_seconds)))
 

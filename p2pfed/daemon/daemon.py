@@ -234,11 +234,13 @@ class Daemon:
                 work.own_digest,
                 self.store.last_published(),
                 self.store.restored(),
+                generation.since_round if generation else 0,
             ),
             work.replica_states(),
             retained,
             headers,
             self.store.quarantined(),
+            self.store.standings(),
         )
         self._restore_trainer(self._trainer.ready)
         self._runtime = Runtime(

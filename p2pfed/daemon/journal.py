@@ -13,7 +13,7 @@ from p2pfed.daemon.durable_files import naming
 from p2pfed.errors import DamagedStateError, RemoteProtocolError, StoreError
 from p2pfed.protocol.header import SignedHeader
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BUSY_TIMEOUT_SECONDS = 10.0
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 REMEDY = (
@@ -30,7 +30,8 @@ CREATE TABLE IF NOT EXISTS generations (
     published INTEGER NOT NULL,
     model BLOB NOT NULL,
     replica BLOB NOT NULL,
-    optimiser BLOB NOT NULL
+    optimiser BLOB NOT NULL,
+    since_round INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS envelopes (
     sequence INTEGER PRIMARY KEY,
@@ -46,6 +47,12 @@ CREATE TABLE IF NOT EXISTS replicas (
     round_number INTEGER NOT NULL,
     sequence INTEGER NOT NULL,
     since_round INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS standings (
+    site TEXT PRIMARY KEY,
+    absent_rounds INTEGER NOT NULL,
+    is_returning INTEGER NOT NULL,
+    patience INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS headers (
     sender BLOB NOT NULL,

@@ -13,7 +13,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import astuple, dataclass, replace
 from functools import cache
@@ -47,11 +47,12 @@ from p2pfed.errors import DamagedStateError, StoreError
 from p2pfed.protocol import limits
 from p2pfed.protocol.digests import vector_bytes, vector_digest
 from p2pfed.protocol.header import SignedHeader, parse_signed_header
-from p2pfed.protocol.neighbours import NOTHING_HELD, ReplicaState
+from p2pfed.protocol.neighbours import NOTHING_HELD, ReplicaState, Standing
 
 KEPT_GENERATIONS = 2  # round states whose vectors are kept, newest included
 SPARE_VECTORS = 2  # of a model's size, to be overwritten
 SPARE_CIPHERTEXTS = 1
+REPLICA_SLOTS = (0, 1)  # of each neighbour: the replica in force, and the one being written
 KEPT_HISTORY_ROUNDS = 10_000  # rows of the round journal
 JOURNAL_NAME = "journal.sqlite"
 # Key in the table meta of a state that came back from a backup and has signed nothing since.
@@ -192,8 +193,8 @@ class Store:
     def _generations(self) -> list[Generation]:
         """The newest first."""
         rows = self._journal.rows(
-            "SELECT round_number, published, model, replica, optimiser FROM generations "
-            "ORDER BY id DESC"
+            "SELECT round_number, published, model, replica, optimiser, since_round "
+            "FROM generations ORDER BY id DESC"
         )
         return [Generation(row[0], bool(row[1]), *row[2:]) for row in rows]
 
@@ -338,13 +339,26 @@ class Store:
         replicas: Mapping[str, StoredReplica],
         headers: Mapping[tuple[bytes, int], SignedHeader],
         record: Mapping[str, Any],
+        standings: Iterable[Standing] = (),
     ) -> None:
-        """Record the aggregated model, the neighbours' replicas and what was heard."""
+        """Record the aggregated model, the neighbours' replicas and what was heard.
+
+        A replica that was stored and is not among ``replicas`` is deleted.
+
+        :param standings: of the neighbours whose absences are to be remembered.
+        """
         with self._journal.transaction() as database:
             self._add_generation(database, generation)
+            stored = [site for (site,) in database.execute("SELECT site FROM replicas")]
+            gone = [site for site in stored if site not in replicas]
+            database.executemany("DELETE FROM replicas WHERE site = ?", [(site,) for site in gone])
             database.executemany(
                 "INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?, ?, ?)",
                 [(site, stored.slot, *astuple(stored.state)) for site, stored in replicas.items()],
+            )
+            database.execute("DELETE FROM standings")
+            database.executemany(
+                "INSERT INTO standings VALUES (?, ?, ?, ?)", [astuple(one) for one in standings]
             )
             keep_headers(database, headers)
             round_number = generation.round_number - 1
@@ -357,6 +371,10 @@ class Store:
                 (round_number - KEPT_HISTORY_ROUNDS,),
             )
         self.database_bytes = self._journal.size_bytes()
+        for site in gone:
+            for slot in REPLICA_SLOTS:
+                with naming(path := self._replica_path(site, slot)):
+                    path.unlink(missing_ok=True)
         self.collect_garbage()
 
     def _add_generation(self, database: sqlite3.Connection, generation: Generation) -> None:
@@ -366,14 +384,16 @@ class Store:
             (generation.round_number, int(generation.published)),
         )
         database.execute(
-            "INSERT INTO generations (round_number, published, model, replica, optimiser) "
-            "VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO generations "
+            "(round_number, published, model, replica, optimiser, since_round) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
             (
                 generation.round_number,
                 int(generation.published),
                 generation.model,
                 generation.replica,
                 generation.optimiser,
+                generation.since_round,
             ),
         )
         database.execute(
@@ -455,6 +475,13 @@ class Store:
                 state = replace(state, replica=NOTHING_HELD)
             found[site] = StoredReplica(state, slot)
         return found
+
+    def standings(self) -> list[Standing]:
+        """How the neighbours' absences were counted when the last round was committed."""
+        rows = self._journal.rows(
+            "SELECT site, absent_rounds, is_returning, patience FROM standings ORDER BY site"
+        )
+        return [Standing(site, absent, bool(back), left) for site, absent, back, left in rows]
 
     def add_equivocation(self, site: str, first: SignedHeader, second: SignedHeader) -> None:
         with self._journal.transaction() as database:

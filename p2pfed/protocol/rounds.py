@@ -378,7 +378,8 @@ class RoundEngine(Collecting):
                 for site in event.returned:
                     self.neighbours[site].returning = False
                 self.phase = Phase.COMMITTING
-                self._commands.append(do.CommitRound(self.round_number))
+                removed = self._forget_removed()
+                self._commands.append(do.CommitRound(self.round_number, self._standings(), removed))
             case on.RoundCommitted():
                 self._require(Phase.COMMITTING)
                 if self._plan.is_last(self.round_number):

@@ -23,7 +23,7 @@ from p2pfed.protocol import limits
 from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.header import Kind, SignedHeader
 from p2pfed.protocol.joining import is_worth_adopting
-from p2pfed.protocol.neighbours import NEVER_PUBLISHED, ReplicaState
+from p2pfed.protocol.neighbours import NEVER_PUBLISHED, ReplicaState, Standing
 from p2pfed.protocol.own_state import OwnState
 from p2pfed.protocol.plan import FederationPlan
 from p2pfed.protocol.rounds import RoundEngine
@@ -80,6 +80,8 @@ class Durable:
     envelopes: OrderedDict[bytes, Envelope] = field(default_factory=OrderedDict)
     headers: tuple[SignedHeader, ...] = ()
     quarantined: frozenset[str] = frozenset()
+    standings: tuple[Standing, ...] = ()
+    since_round: int = 0
 
     @property
     def in_its_midst(self) -> bool:
@@ -177,11 +179,17 @@ class SimulatedPeer:
         self._job = 0
         self.engine = RoundEngine(
             self.plan,
-            OwnState(durable.round_number, self.own_digest, durable.published),
+            OwnState(
+                durable.round_number,
+                self.own_digest,
+                durable.published,
+                since_round=durable.since_round,
+            ),
             {site: held.state for site, held in durable.replicas.items()},
             [envelope.signed for envelope in durable.envelopes.values()],
             self.headers,
             durable.quarantined,
+            durable.standings,
         )
         self.world.record(self.name, "starts", number=durable.round_number)
         self.handle(on.Started())
@@ -259,9 +267,7 @@ class SimulatedPeer:
         self.links.add(other)
         self.progress_known[other] = hello.round_number
         self.handle(
-            on.LinkUp(
-                other, hello.round_number, hello.replica, hello.published_round, said.replica
-            )
+            on.LinkUp(other, hello.round_number, hello.replica, hello.published_round, said.replica)
         )
         self.probing.linked(other)
 
@@ -334,8 +340,8 @@ class SimulatedPeer:
                 self.later(work, self._aggregate, command)
             case do.Adopt():
                 self.later(work, self._adopt, command)
-            case do.CommitRound(round_number):
-                self.later(work, self._commit, round_number)
+            case do.CommitRound():
+                self.later(work, self._commit, command)
             case do.Notice(kind):
                 self.notices[kind.value] += 1
             case do.Halt() | do.AnswerOffer():
@@ -549,6 +555,7 @@ class SimulatedPeer:
             self.handle(on.AdoptionRefused(command.round_number, "its error is larger"))
             return
         self.momentum = np.zeros_like(gathered)
+        self.durable.since_round = command.round_number
         self._begin_from(gathered, command.round_number)
         self.handle(on.Adopted(command.round_number))
 
@@ -564,7 +571,11 @@ class SimulatedPeer:
         if self.federation.remembers_headers:
             durable.headers = tuple(self.headers.entries().values())
 
-    def _commit(self, round_number: int) -> None:
+    def _commit(self, command: do.CommitRound) -> None:
+        round_number = command.round_number
+        for site in command.forgotten:
+            self.replicas.pop(site, None)
+        self.durable.standings = command.standings
         self._begin_from(self._mixed, round_number + 1)
         self.committed_rounds += 1
         self.federation.committed(self, round_number)

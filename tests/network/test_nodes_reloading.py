@@ -64,6 +64,67 @@ async def test_a_site_is_exchanged_for_another_in_the_midst_of_a_phase(
         assert not any(node.store.quarantined() for node in federation.nodes.values())
 
 
+def stored_replicas(node: Node) -> set[str]:
+    """The sites whose models are on this one's disk."""
+    directory = node.site.state_directory / "replicas"
+    return {path.name.partition(".")[0] for path in directory.glob("*.f32")}
+
+
+async def test_a_removed_sites_model_leaves_the_disk_and_it_may_come_back(
+    state_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with memory_federation(state_path, "abcd", **rounds(), **COMPLETE) as federation:
+        a = federation.nodes["a"]
+        await until_round(federation, 3, "abcd")
+        assert stored_replicas(a) == set("bcd")
+        federation.write_topology("abc", **rounds(), **COMPLETE)
+        await federation.reload("a", "b", "c")
+        number = a.runtime.engine.round_number
+        await until_round(federation, number + 2, "abc")
+        assert stored_replicas(a) == set("bc")
+        assert set(a.store.replicas(300)) == set("bc")
+        federation.write_topology("abcd", **rounds(), **COMPLETE)
+        await federation.reload("a", "b", "c", "d")
+        number = max(node.runtime.engine.round_number for node in federation.nodes.values())
+        await until_round(federation, number + 4, "abcd")
+        assert partners(a)[-1][1] == set("bcd")
+        assert stored_replicas(a) == set("bcd")
+
+
+async def test_on_a_graph_that_varies_the_models_of_other_rounds_stay(
+    state_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Also over a restart, after which some of them are met late."""
+    async with memory_federation(state_path, "abcd", **rounds(), **VARYING) as federation:
+        await until_round(federation, 6, "abcd")
+        whole = federation.topology.all_neighbours("a")
+        assert stored_replicas(federation.nodes["a"]) == set(whole)
+        await federation.kill("a")
+        a = await federation.start("a")
+        done = len(a.rounds_done())
+        await federation.until(lambda: len(a.rounds_done()) > done)
+        assert stored_replicas(a) == set(whole)
+
+
+async def test_a_site_that_was_removed_while_its_neighbour_was_down_leaves_the_disk_as_well(
+    state_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with memory_federation(state_path, "abcd", **rounds(), **COMPLETE) as federation:
+        await until_round(federation, 3, "abcd")
+        await federation.kill("a")
+        federation.write_topology("abc", **rounds(), **COMPLETE)
+        await federation.reload("b", "c")
+        a = await federation.start("a")
+        assert stored_replicas(a) == set("bcd")
+        done = len(a.rounds_done())
+        await federation.until(lambda: len(a.rounds_done()) > done)
+        assert stored_replicas(a) == set("bc")
+        federation.write_topology("abcd", **rounds(), **COMPLETE)
+        await federation.reload("b", "c", "d", "a")
+        await until_round(federation, a.runtime.engine.round_number + 4, "abcd")
+        assert partners(a)[-1][1] == set("bcd")
+
+
 async def test_a_removed_site_hears_why_and_so_does_one_that_only_lost_an_edge(
     state_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:

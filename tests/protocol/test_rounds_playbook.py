@@ -14,7 +14,13 @@ from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.exchange import LINK_GRACE_SECONDS
 from p2pfed.protocol.header import Header, Kind, SignedHeader
 from p2pfed.protocol.messages import AnswerCode
-from p2pfed.protocol.neighbours import NEVER_PUBLISHED, NOTHING_HELD, ReplicaState
+from p2pfed.protocol.neighbours import (
+    MOST_PATIENCE,
+    NEVER_PUBLISHED,
+    NOTHING_HELD,
+    ReplicaState,
+    Standing,
+)
 from p2pfed.protocol.own_state import OwnState
 from p2pfed.protocol.phases import Phase
 from p2pfed.protocol.plan import FederationPlan
@@ -767,6 +773,86 @@ def test_one_missed_round_makes_nobody_returning() -> None:
     assert one_round(peer, 0, absent="d").left_out == ("d",)
     close(peer, 0)
     assert returning(one_round(peer, 1)) == []
+
+
+def committed(peer: RoundEngine, number: int) -> do.CommitRound:
+    """Close a round, and say what was committed with it."""
+    [commit] = peer.handle(on.AggregationFinished(number), 100.0 * number + 80.0)
+    assert isinstance(commit, do.CommitRound)
+    peer.handle(on.RoundCommitted(number), 100.0 * number + 81.0)
+    return commit
+
+
+def resumed(commit: do.CommitRound, **changes: object) -> RoundEngine:
+    """The peer after a crash: what was committed with its last round, and nothing else."""
+    number = commit.round_number
+    mine = signed("a", number)
+    held = {
+        site: ReplicaState(name_of_replica(site, number), number, number + 1) for site in "bcde"
+    }
+    own = OwnState(number + 1, mine.header.replica_after, mine)
+    settings = plan("bcd", **{"max_staleness": 0, **changes})
+    peer = RoundEngine(settings, own, held, (mine,), HeaderLog(), (), commit.standings)
+    peer.handle(on.Started(), 100.0 * number + 90.0)
+    for site in peer.neighbours:
+        up = on.LinkUp(site, number + 1, held[site].replica, number, mine.header.replica_after)
+        peer.handle(up, 100.0 * number + 91.0)
+    return peer
+
+
+def test_who_is_returning_is_not_forgotten_by_a_crash_nor_how_patient_one_was() -> None:
+    peer = collecting("bcd", max_staleness=0)
+    for number in range(2):
+        one_round(peer, number, absent="d")
+        commit = committed(peer, number)
+    assert commit.standings == (Standing("d", 2, True),)
+    peer = resumed(commit)
+    for number in range(2, 4):
+        assert returning(one_round(peer, number)) == ["d"]
+        commit = committed(peer, number)
+    left = MOST_PATIENCE - 2 * limits.RETURNING_COST
+    assert commit.standings == (Standing("d", 0, True, left),)
+    assert resumed(commit).neighbours["d"].standing == commit.standings[0]
+
+
+def test_a_neighbour_that_is_none_in_this_round_keeps_its_standing_and_its_replica() -> None:
+    one = do.CommitRound(3, (Standing("e", 3, True),))
+    peer = resumed(one, neighbours=frozenset("bcde"))
+    assert "e" not in peer.neighbours
+    one_round(peer, 4)
+    assert committed(peer, 4) == do.CommitRound(4, one.standings)
+    peer.handle(on.PlanChanged(plan("bcde", neighbours=frozenset("bcde"))), 600.0)
+    assert peer.neighbours["e"].returning
+    assert peer.neighbours["e"].held.replica == name_of_replica("e", 3)
+
+
+def test_what_is_known_of_a_site_goes_once_no_round_of_the_topology_needs_it() -> None:
+    peer = resumed(do.CommitRound(3, (Standing("e", 3, True),)))
+    one_round(peer, 4)
+    # It is in no graph of the file with which the peer started.
+    assert committed(peer, 4) == do.CommitRound(4, forgotten=("e",))
+    peer.handle(on.TrainingFinished(5), 501.0)
+    peer.handle(on.PlanChanged(plan("bc")), 501.5)  # while the delta is sealed
+    peer.handle(on.Published(signed("a", 5)), 502.0)
+    for site in "bc":
+        deliver(peer, signed(site, 5, before=peer.neighbours[site].held.replica), 503.0)
+    assert committed(peer, 5) == do.CommitRound(5, forgotten=("d",))
+    # Who comes back begins anew: its old replica is not there any more.
+    peer.handle(on.PlanChanged(plan("bcde")), 600.0)
+    for site in "de":
+        assert peer.neighbours[site].held.replica == GENESIS
+
+
+def test_a_site_that_comes_back_before_the_round_is_committed_is_not_forgotten() -> None:
+    peer = resumed(do.CommitRound(3))
+    peer.handle(on.PlanChanged(plan("bc")), 350.0)
+    peer.handle(on.PlanChanged(plan("bcd")), 351.0)
+    peer.handle(on.LinkUp("d", 4, GENESIS, NEVER_PUBLISHED), 352.0)
+    peer.handle(on.TrainingFinished(4), 401.0)
+    peer.handle(on.Published(signed("a", 4)), 402.0)
+    for site in "bcd":
+        deliver(peer, signed(site, 4, before=peer.neighbours[site].held.replica), 403.0)
+    assert committed(peer, 4) == do.CommitRound(4, forgotten=("e",))
 
 
 def test_patience_with_who_keeps_going_away_and_stays_far_is_limited() -> None:
