@@ -77,6 +77,7 @@ class RestartedSite:
         self._read_bytes = 0
         self.process: subprocess.Popen[bytes] | None = None
         self.ends: list[float] = []
+        self.with_everybody = False  # the last of them
 
     def start(self) -> None:
         with self._log.open("ab") as log:
@@ -113,6 +114,7 @@ class RestartedSite:
                 # A kill may have cut the line before short.
                 event = json.loads(line[line.rindex(b'{"') :])
                 self.ends.append(datetime.datetime.fromisoformat(event["timestamp"]).timestamp())
+                self.with_everybody = not event["degraded"]
 
     def rounds_since(self, moment: float) -> int:
         return len(self.ends) - bisect.bisect(self.ends, moment)
@@ -159,7 +161,8 @@ class Restarts:
 
     def _rest(self) -> None:
         """Until everybody has done some rounds with everybody."""
-        self._until("a round with everybody", self._all_together)
+        since = time.time()
+        self._until("a round with everybody", lambda: self._all_together(since))
         since = time.time()
         self._until(
             "quiet rounds",
@@ -171,15 +174,8 @@ class Restarts:
         # The signal comes at any moment of a round.
         time.sleep(self._random.uniform(0, 2 * statistics.median(self.quiet_seconds)))
 
-    def _all_together(self) -> bool:
-        found = [site.status() for site in self._sites]
-        return all(
-            status is not None
-            and status.totals.rounds_done > 0
-            and not status.round.degraded
-            and all(n.state == "connected" and n.staleness == 0 for n in status.neighbours)
-            for status in found
-        )
+    def _all_together(self, since: float) -> bool:
+        return all(site.rounds_since(since) > 0 and site.with_everybody for site in self._sites)
 
     def _restart(self, site: RestartedSite, sort: signal.Signals) -> None:
         struck = time.time()
