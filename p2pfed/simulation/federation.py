@@ -215,7 +215,7 @@ class SimulatedFederation:
             peer.name,
             peer.behaviour.hostile,
             peer.committed_rounds,
-            max(0, peer.life - 1),
+            max(0, peer.process.life - 1),
             dict(self.network.traffic[peer.name].sent),
             dict(peer.handled),
             dict(peer.notices),

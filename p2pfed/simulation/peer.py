@@ -31,6 +31,7 @@ from p2pfed.simulation.behaviour import Behaviour
 from p2pfed.simulation.envelopes import Envelope, Statement, encode_delta, encode_snapshot
 from p2pfed.simulation.outbox import Outbox
 from p2pfed.simulation.probing import SimulatedProbing
+from p2pfed.simulation.process import Process
 from p2pfed.simulation.scenario import Pace
 from p2pfed.topology import Topology
 
@@ -45,6 +46,7 @@ NORM_SAMPLES_NEEDED = 8
 NORM_BOUND_FACTOR = 1000.0
 NOTICE_BYTES = 600  # a header on its own
 WANT_BYTES = 50
+ROUNDING_SECONDS = 1e-6  # more than what is lost by turning one clock's time into another's
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +102,12 @@ class Clock:
     def local(self, world_seconds: float) -> float:
         return self.offset_seconds + self.rate * world_seconds
 
-    def world(self, local_seconds: float) -> float:
-        return (local_seconds - self.offset_seconds) / self.rate
+    def wait_until(self, local_seconds: float, world_seconds: float) -> float:
+        """For how many of the world's seconds to wait from now; never a moment too short, for a
+        timer that fires too soon is set again, for ever."""
+        wait = (local_seconds - self.offset_seconds) / self.rate - world_seconds
+        exact = self.offset_seconds == 0.0 and self.rate == 1.0
+        return wait if exact else wait + ROUNDING_SECONDS
 
 
 class SimulatedPeer:
@@ -130,9 +136,8 @@ class SimulatedPeer:
         self._draws = federation.world.draw(f"site {name}")
         genesis = federation.genesis
         self.durable = Durable(0, None, genesis, np.zeros_like(genesis), genesis)
-        self.up = False
+        self.process = Process(federation.world)
         self.behaviour = behaviour
-        self.life = 0
         self.topology: Topology = federation.topology
         self.topologies_of_round = [self.topology]  # held since its last round was closed
         self.handled: Counter[str] = Counter()
@@ -142,6 +147,14 @@ class SimulatedPeer:
         self.started_seconds = 0.0
         self.engine: RoundEngine
         self.probing: SimulatedProbing
+
+    @property
+    def up(self) -> bool:
+        return self.process.up
+
+    @property
+    def frozen(self) -> bool:
+        return self.process.frozen
 
     @property
     def pace(self) -> Pace:
@@ -154,8 +167,7 @@ class SimulatedPeer:
     def start(self) -> None:
         """Start, or start again, from what is durable."""
         durable = self.durable
-        self.up = True
-        self.life += 1
+        self.process.start()
         self.started_seconds = self.world.now
         self.model = durable.model
         self.trained = durable.model
@@ -201,23 +213,42 @@ class SimulatedPeer:
         if not self.up:
             return
         self.world.record(self.name, "crashes", number=self.engine.round_number)
-        self.up = False
+        self.process.end()
         self.federation.learning.forget(self._job)
         self.federation.note_phase(self)
         self.federation.network.cut_all(self.name)
 
+    def freeze(self) -> None:
+        """Stand still: nothing is received, sent or noticed until ``thaw``."""
+        if self.up and not self.frozen:
+            self.world.record(self.name, "freezes", number=self.engine.round_number)
+            self.process.freeze()
+            self.federation.network.froze(self.name)
+
+    def thaw(self, *, clock_stood: bool) -> None:
+        """Go on as if nothing had been.
+
+        :param clock_stood: its clock stood still as well.
+        """
+        if self.frozen:
+            self.world.record(self.name, "thaws", number=self.engine.round_number)
+            stood_seconds = self.process.thaw(clock_stood=clock_stood)
+            if clock_stood:
+                self.clock.offset_seconds -= self.clock.rate * stood_seconds
+
     def later(self, seconds: float, action: Callable[..., None], *arguments: object) -> None:
         """Let something happen in this life of the site; a crash forgets it."""
-        self.world.after(seconds, self._if_alive, self.life, action, arguments)
+        self.process.later(seconds, action, *arguments)
 
-    def _if_alive(
-        self, life: int, action: Callable[..., None], arguments: tuple[object, ...]
-    ) -> None:
-        if self.up and self.life == life:
-            action(*arguments)
+    def when_awake(self, action: Callable[..., None], *arguments: object) -> None:
+        """Let something happen that comes from outside, once it does not stand still."""
+        self.process.when_awake(action, *arguments)
 
     def change_topology(self, topology: Topology) -> None:
         """Take another topology file; every link is made anew, so that both ends compare it."""
+        self.when_awake(self._change_topology, topology)
+
+    def _change_topology(self, topology: Topology) -> None:
         self.topology = topology
         self.topologies_of_round.append(topology)
         if self.up:
@@ -234,6 +265,8 @@ class SimulatedPeer:
         """What it is doing, for a person to read."""
         if not self.up:
             return "is down"
+        if self.frozen:
+            return "is frozen"
         waiting = self.engine.waited_for(self.clock.local(self.world.now))
         return (
             f"is {self.engine.phase} in round {self.engine.round_number}, waiting for "
@@ -311,7 +344,7 @@ class SimulatedPeer:
         match command:
             case do.SetTimer(timer, at_seconds):
                 token = self._timers[timer] = self._timers.get(timer, 0) + 1
-                wait = self.clock.world(at_seconds) - self.world.now
+                wait = self.clock.wait_until(at_seconds, self.world.now)
                 self.later(wait, self._fire, timer, token)
             case do.CancelTimer(timer):
                 self._timers[timer] = self._timers.get(timer, 0) + 1
