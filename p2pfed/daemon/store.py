@@ -13,8 +13,8 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -42,6 +42,7 @@ from p2pfed.daemon.recovery import (
     start_of_round,
     vector_is_intact,
 )
+from p2pfed.daemon.replica_files import ReplicaFiles
 from p2pfed.daemon.sendable import Sendable
 from p2pfed.errors import DamagedStateError, StoreError
 from p2pfed.protocol import limits
@@ -52,7 +53,6 @@ from p2pfed.protocol.neighbours import NOTHING_HELD, ReplicaState, Standing
 KEPT_GENERATIONS = 2  # round states whose vectors are kept, newest included
 SPARE_VECTORS = 2  # of a model's size, to be overwritten
 SPARE_CIPHERTEXTS = 1
-REPLICA_SLOTS = (0, 1)  # of each neighbour: the replica in force, and the one being written
 KEPT_HISTORY_ROUNDS = 10_000  # rows of the round journal
 JOURNAL_NAME = "journal.sqlite"
 # Key in the table meta of a state that came back from a backup and has signed nothing since.
@@ -80,7 +80,9 @@ class Store:
         self._snapshots_made = 0
         self._spare_vectors = SpareFiles(SPARE_VECTORS)
         self._spare_ciphertexts = SpareFiles(SPARE_CIPHERTEXTS)
-        for path in (directory, self._vectors, self._outbox, self._replicas, self.spool):
+        replicas = directory / "replicas"
+        self._replica_files = ReplicaFiles(replicas)
+        for path in (directory, self._vectors, self._outbox, replicas, self.spool):
             make_private_directory(path)
         self._lock = self._hold_lock()
         try:
@@ -107,10 +109,6 @@ class Store:
     @property
     def _outbox(self) -> Path:
         return self.directory / "outbox"
-
-    @property
-    def _replicas(self) -> Path:
-        return self.directory / "replicas"
 
     def close(self) -> None:
         try:
@@ -372,9 +370,7 @@ class Store:
             )
         self.database_bytes = self._journal.size_bytes()
         for site in gone:
-            for slot in REPLICA_SLOTS:
-                with naming(path := self._replica_path(site, slot)):
-                    path.unlink(missing_ok=True)
+            self._replica_files.delete(site)
         self.collect_garbage()
 
     def _add_generation(self, database: sqlite3.Connection, generation: Generation) -> None:
@@ -431,30 +427,15 @@ class Store:
         with self._journal.naming():
             return [parse_signed_header(header, signature) for header, signature in rows]
 
-    @contextmanager
-    def replica_file(self, site: str, slot: int, size_bytes: int) -> Iterator[PendingFile]:
-        """A slot to write a neighbour's next replica into; it takes its name when the block
-        ends well. The slot in use stays intact.
-
-        Not synced: a neighbour can always send its replica again.
-        """
-        path = self._replica_path(site, slot)
-        before_last = SpareFiles(1)
-        if path.exists():
-            before_last.give(path)
-        pending = PendingFile(path.with_name(path.name + TEMPORARY_SUFFIX), before_last, size_bytes)
-        try:
-            yield pending
-            pending.commit_unsynced(path)
-        finally:
-            pending.discard()
+    def replica_file(
+        self, site: str, slot: int, size_bytes: int
+    ) -> AbstractContextManager[PendingFile]:
+        """A slot to write a neighbour's next replica into: see :class:`ReplicaFiles`."""
+        return self._replica_files.writing(site, slot, size_bytes)
 
     def replica(self, site: str, slot: int, dimension: int) -> npt.NDArray[np.float32]:
         """A neighbour's replica, mapped read-only, shape ``(dimension,)``."""
-        return map_vector(self._replica_path(site, slot), dimension)
-
-    def _replica_path(self, site: str, slot: int) -> Path:
-        return self._replicas / f"{site}.{slot}.f32"
+        return self._replica_files.map(site, slot, dimension)
 
     def replicas(self, dimension: int) -> dict[str, StoredReplica]:
         """What was held of each neighbour.
@@ -511,20 +492,13 @@ class Store:
 
     def _sweep(self) -> None:
         """Remove what an interrupted write or transfer left behind."""
-        for directory in (self._vectors, self._outbox, self._replicas):
+        for directory in (self._vectors, self._outbox, self._replica_files.directory):
             for path in directory.glob(f"*{TEMPORARY_SUFFIX}"):
                 with naming(path):
                     path.unlink()
         # A replica that no row names was never part of a round. While the daemon runs, it may
         # be one that is about to be.
-        named = {
-            self._replica_path(site, slot)
-            for site, slot in self._journal.rows("SELECT site, slot FROM replicas")
-        }
-        for path in self._replicas.glob("*.f32"):
-            if path not in named:
-                with naming(path):
-                    path.unlink()
+        self._replica_files.keep_only(self._journal.rows("SELECT site, slot FROM replicas"))
         self.collect_garbage()
 
     def collect_garbage(self) -> None:

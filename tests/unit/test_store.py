@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pfed.daemon.recovery import vector_is_intact
-from p2pfed.daemon.store import REPLICA_SLOTS, Generation, Store, StoredReplica
+from p2pfed.daemon.replica_files import REPLICA_SLOTS
+from p2pfed.daemon.store import Generation, Store, StoredReplica
 from p2pfed.errors import DamagedStateError, StoreError
 from p2pfed.keys import Identity
 from p2pfed.protocol import limits
