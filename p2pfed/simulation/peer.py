@@ -4,11 +4,9 @@ The shell keeps what the daemon keeps, and forgets at a crash what the daemon wo
 are real, and so are headers, signatures, codecs and the aggregation rule.
 """
 
-import math
-import statistics
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,11 +21,13 @@ from p2pfed.protocol import limits
 from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.header import Kind, SignedHeader
 from p2pfed.protocol.joining import is_worth_adopting
-from p2pfed.protocol.neighbours import NEVER_PUBLISHED, ReplicaState, Standing
+from p2pfed.protocol.neighbours import NEVER_PUBLISHED
 from p2pfed.protocol.own_state import OwnState
 from p2pfed.protocol.plan import FederationPlan
 from p2pfed.protocol.rounds import RoundEngine
 from p2pfed.simulation.behaviour import Behaviour
+from p2pfed.simulation.clock import Clock
+from p2pfed.simulation.durable import Durable, Held, Replicas
 from p2pfed.simulation.envelopes import Envelope, Statement, encode_delta, encode_snapshot
 from p2pfed.simulation.outbox import Outbox
 from p2pfed.simulation.probing import SimulatedProbing
@@ -40,13 +40,8 @@ if TYPE_CHECKING:
 
 Vector = npt.NDArray[np.float32]
 
-# As the daemon's, which tests compare.
-NORM_SAMPLES = 64
-NORM_SAMPLES_NEEDED = 8
-NORM_BOUND_FACTOR = 1000.0
 NOTICE_BYTES = 600  # a header on its own
 WANT_BYTES = 50
-ROUNDING_SECONDS = 1e-6  # more than what is lost by turning one clock's time into another's
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,57 +52,6 @@ class Hello:
     replica: bytes
     published_round: int
     topology_digest: bytes
-
-
-@dataclass(slots=True)
-class Held:
-    """A neighbour's replica; ``vector`` is shared with everybody who holds the same, and
-    ``signed`` is the header that led to it."""
-
-    state: ReplicaState
-    vector: Vector
-    signed: SignedHeader
-
-
-@dataclass(slots=True)
-class Durable:
-    """What a crash leaves: the daemon's store."""
-
-    round_number: int
-    published: SignedHeader | None
-    model: Vector  # the start of the round, or what was trained in it once that is published
-    momentum: Vector
-    replica: Vector
-    replicas: dict[str, Held] = field(default_factory=dict)
-    envelopes: OrderedDict[bytes, Envelope] = field(default_factory=OrderedDict)
-    headers: tuple[SignedHeader, ...] = ()
-    quarantined: frozenset[str] = frozenset()
-    standings: tuple[Standing, ...] = ()
-    since_round: int = 0
-
-    @property
-    def in_its_midst(self) -> bool:
-        """Whether the round's own delta was published."""
-        published = self.published
-        return published is not None and published.header.round_number == self.round_number
-
-
-@dataclass(slots=True)
-class Clock:
-    """A site's own clock: ``rate`` of its seconds pass in one of the world's."""
-
-    offset_seconds: float = 0.0
-    rate: float = 1.0
-
-    def local(self, world_seconds: float) -> float:
-        return self.offset_seconds + self.rate * world_seconds
-
-    def wait_until(self, local_seconds: float, world_seconds: float) -> float:
-        """For how many of the world's seconds to wait from now; never a moment too short, for a
-        timer that fires too soon is set again, for ever."""
-        wait = (local_seconds - self.offset_seconds) / self.rate - world_seconds
-        exact = self.offset_seconds == 0.0 and self.rate == 1.0
-        return wait if exact else wait + ROUNDING_SECONDS
 
 
 class SimulatedPeer:
@@ -149,6 +93,11 @@ class SimulatedPeer:
         self.probing: SimulatedProbing
 
     @property
+    def replicas(self) -> dict[str, Held]:
+        """What it holds of its neighbours, by name."""
+        return self._replicas.held
+
+    @property
     def up(self) -> bool:
         return self.process.up
 
@@ -179,7 +128,9 @@ class SimulatedPeer:
             if durable.published
             else self.federation.genesis_digest
         )
-        self.replicas = dict(durable.replicas)
+        self._replicas = Replicas(
+            durable.replicas, self.federation.genesis, self.federation.genesis_digest
+        )
         self.envelopes = OrderedDict(durable.envelopes)
         self.headers = HeaderLog(durable.headers)
         self.received: dict[bytes, Envelope] = {}
@@ -187,7 +138,6 @@ class SimulatedPeer:
         self.progress_known: dict[str, int] = {}
         self.outboxes: dict[str, Outbox] = {}
         self._timers: dict[on.Timer, int] = {}
-        self._delta_norms: deque[float] = deque(maxlen=NORM_SAMPLES)
         self._job = 0
         self.engine = RoundEngine(
             self.plan,
@@ -516,39 +466,12 @@ class SimulatedPeer:
     def _apply(self, site: str, signed: SignedHeader) -> None:
         envelope = self.received.pop(signed.digest)
         try:
-            self._rebuild(site, envelope)
+            self._replicas.apply(site, envelope, self.own_replica)
         except AuthenticationError as error:
             self.notices["rejected"] += 1
             self.handle(on.PayloadRejected(site, signed, str(error)))
             return
         self.handle(on.ReplicaUpdated(site, signed))
-
-    def _rebuild(self, site: str, envelope: Envelope) -> None:
-        """:raises AuthenticationError: as the daemon's; the replica stays as it was."""
-        header = envelope.signed.header
-        snapshot = header.kind is Kind.SNAPSHOT
-        held = self.replicas.get(site)
-        if snapshot:
-            base = np.zeros_like(self.federation.genesis)
-        elif header.replica_before == self.federation.genesis_digest:
-            base = self.federation.genesis
-        elif held is not None and held.state.replica == header.replica_before:
-            base = held.vector
-        else:
-            raise AuthenticationError("the delta builds on a replica that is not held")
-        rebuilt = envelope.rebuild(header.replica_before, base)
-        if not snapshot:
-            self._check_norm(rebuilt.norm)
-        state = ReplicaState.after(header)
-        self.replicas[site] = Held(state, rebuilt.vector, envelope.signed)
-
-    def _check_norm(self, norm: float) -> None:
-        if len(self._delta_norms) >= NORM_SAMPLES_NEEDED:
-            bound = NORM_BOUND_FACTOR * statistics.median(self._delta_norms)
-            if norm > max(bound, float(np.linalg.norm(self.own_replica))):
-                raise AuthenticationError("its norm is beyond the bound")
-        if math.isfinite(norm):
-            self._delta_norms.append(norm)
 
     def _aggregate(self, command: do.Aggregate) -> None:
         self.federation.checkers.aggregates(self, command)

@@ -11,9 +11,9 @@ from p2pfed.protocol import commands as do
 from p2pfed.protocol import events as on
 from p2pfed.protocol.header import Kind
 from p2pfed.protocol.liveness_events import Liveness
+from p2pfed.simulation import durable as simulated_durable
 from p2pfed.simulation import network as simulated_network
 from p2pfed.simulation import outbox as simulated_outbox
-from p2pfed.simulation import peer as simulated_peer
 from p2pfed.simulation.federation import Outcome, SimulatedFederation, SiteFigures
 from p2pfed.simulation.network import LINK_TIMEOUT_SECONDS
 from p2pfed.simulation.process import Process
@@ -36,7 +36,7 @@ def test_the_constants_are_those_of_the_daemon() -> None:
     for name in ("QUEUED_ENVELOPES", "ATTEMPTS", "FIRST_RETRY_SECONDS"):
         assert getattr(simulated_outbox, name) == getattr(outbox, name)
     for name in ("NORM_SAMPLES", "NORM_SAMPLES_NEEDED", "NORM_BOUND_FACTOR"):
-        assert getattr(simulated_peer, name) == getattr(round_work, name)
+        assert getattr(simulated_durable, name) == getattr(round_work, name)
 
 
 def test_an_honest_federation_learns_what_pooled_data_would_teach() -> None:
