@@ -12,12 +12,22 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from p2pfed.errors import ConfigurationError, Problem
 from p2pfed.settings import Settings, read_toml, validate
-from p2pfed.topology.file import MAX_ADDRESSES, Address, Name, Number
+from p2pfed.topology.file import (
+    MAX_ADDRESSES,
+    MAX_BUDGET_EPSILON,
+    MAX_CLIP_NORM,
+    MAX_NOISE_MULTIPLIER,
+    MIN_NOISE_MULTIPLIER,
+    Address,
+    Name,
+    Number,
+)
 
 SCHEMA_VERSION = 1
 MAX_LOADER_WORKERS = 64
 MAX_PROCESSES = 16
 MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108 with its terminating zero
+MAX_STATEMENT_CHARACTERS = 2_000
 DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/7400",)
 
 
@@ -182,6 +192,77 @@ class SitePrivacy(Settings):
         "the topology file; the larger of both holds. Needs a restart.",
         ge=2,
     )
+    differential_privacy: bool | None = Field(
+        None,
+        description="Train with differential privacy: true, or false where the topology file does "
+        "not demand it. Default: as the topology file says. Needs a restart.",
+    )
+    epsilon: Number | None = Field(
+        None,
+        description="The privacy budget of this site's whole training. Where the next round would "
+        "exceed it, the site stops training and goes on aggregating. Default: the topology "
+        "file's maximum_epsilon, which it may not exceed. Needs a restart.",
+        gt=0.0,
+        le=MAX_BUDGET_EPSILON,
+    )
+    delta: Number | None = Field(
+        None,
+        description="The probability at which the guarantee may fail; less than 1 / records. "
+        "Default: the topology file's maximum_delta, which it may not exceed. Needs a restart.",
+        gt=0.0,
+        lt=1.0,
+    )
+    noise_multiplier: Number | None = Field(
+        None,
+        description="Standard deviation of the noise over clip_norm (sigma). Default: the topology "
+        "file's minimum_noise_multiplier, below which it may not be. Needs a restart.",
+        ge=MIN_NOISE_MULTIPLIER,
+        le=MAX_NOISE_MULTIPLIER,
+    )
+    clip_norm: Number | None = Field(
+        None,
+        description="2-norm to which each record's gradient is clipped. Default: the topology "
+        "file's maximum_clip_norm, which it may not exceed. Needs a restart.",
+        gt=0.0,
+        le=MAX_CLIP_NORM,
+    )
+
+
+class Export(Settings):
+    tensorboard: str = Field(
+        "",
+        description="Directory that TensorBoard is to read; each round's metrics are written to "
+        "it. Needs p2pfed[tensorboard]. Default none. Needs a restart.",
+    )
+    mlflow: str = Field(
+        "",
+        description="MLflow's tracking URI, or a directory, for each round's metrics. They leave "
+        "this machine where the URI says so. Needs p2pfed[mlflow]. Default none. "
+        "Needs a restart.",
+    )
+
+
+class Statement(Settings):
+    """What nobody but its operator can say of a model; ``p2pfed report`` shows it."""
+
+    intended_use: str = Field(
+        "",
+        description="What the model is for, and for whom. Default none. Read anew by each "
+        "p2pfed report; the daemon's own at the end of a run needs a restart.",
+        max_length=MAX_STATEMENT_CHARACTERS,
+    )
+    out_of_scope: str = Field(
+        "",
+        description="What it must not be used for. Default none. Read anew by each p2pfed report; "
+        "the daemon's own at the end of a run needs a restart.",
+        max_length=MAX_STATEMENT_CHARACTERS,
+    )
+    contact: str = Field(
+        "",
+        description="Who answers for it. Default none. Read anew by each p2pfed report; "
+        "the daemon's own at the end of a run needs a restart.",
+        max_length=MAX_STATEMENT_CHARACTERS,
+    )
 
 
 class Limits(Settings):
@@ -232,6 +313,12 @@ class SiteFile(Settings):
         default_factory=SitePrivacy, description="What this site demands beyond the federation."
     )
     limits: Limits = Field(default_factory=Limits, description="What the daemon may use.")
+    export: Export = Field(
+        default_factory=Export, description="Where metrics go beside p2pfed's own places."
+    )
+    report: Statement = Field(
+        default_factory=Statement, description="What a report says in the operator's own words."
+    )
 
 
 @dataclass(frozen=True)
@@ -270,6 +357,19 @@ class Site:
     @property
     def task_directory(self) -> Path | None:
         return self._resolve(self.file.task.path) if self.file.task.path else None
+
+    @property
+    def tensorboard_directory(self) -> Path | None:
+        given = self.file.export.tensorboard
+        return self._resolve(given) if given else None
+
+    @property
+    def mlflow_uri(self) -> str | None:
+        """A directory as a URI; a URI as it is."""
+        given = self.file.export.mlflow
+        if not given or "://" in given or given == "databricks":
+            return given or None
+        return self._resolve(given).as_uri()
 
     @property
     def data(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Builds the status from the parts of a running daemon."""
 
 import os
+from collections.abc import Callable, Mapping
 
 import trio
 
@@ -13,9 +14,11 @@ from p2pfed.daemon.probing import Probing
 from p2pfed.daemon.resources import resources_used
 from p2pfed.daemon.runtime import NeighbourCounts, Runtime
 from p2pfed.daemon.status import (
+    DriftStatus,
     LocalHealthStatus,
     ModelStatus,
     NeighbourStatus,
+    PrivacyStatus,
     RelayStatus,
     RoundStatus,
     SiteStatus,
@@ -55,6 +58,7 @@ class StatusBuilder:
         self._probing = probing
         self._started_at_seconds = trio.current_time()
         self.strangers_refused = 0
+        self.export_errors: Callable[[], Mapping[str, str]] = dict
         self.topology: Topology
 
     def build(self) -> Status:
@@ -67,6 +71,12 @@ class StatusBuilder:
             model=self._model(),
             metrics_before=dict(self._runtime.metrics_before),
             metrics_after=dict(self._runtime.metrics_after),
+            metrics_intervals={
+                name: list(ends) for name, ends in self._runtime.evaluated.intervals.items()
+            },
+            calibration=dict(self._runtime.evaluated.calibration),
+            drift=self._drift(),
+            export_errors=dict(self.export_errors()),
             training_loss=self._runtime.training_loss,
             trainer=self._trainer_report(),
             neighbours=[
@@ -75,6 +85,7 @@ class StatusBuilder:
             totals=self._totals(),
             resources=resources_used(self._runtime.store.database_bytes),
             relay=self._relay(),
+            privacy=self._privacy(),
             storage_error=self._storage_error(),
             local_health=LocalHealthStatus(
                 self._probing.local_health_score, round(self._probing.lag_seconds, 3)
@@ -129,6 +140,19 @@ class StatusBuilder:
             rule=file.aggregation.rule,
             codec=file.codec.name,
         )
+
+    def _drift(self) -> list[DriftStatus]:
+        return [
+            DriftStatus(
+                metric=drift.metric,
+                since_round=drift.since_round,
+                best_round=drift.best_round,
+                best=drift.best,
+                now=drift.now,
+                beyond_interval=drift.beyond_interval,
+            )
+            for drift in self._runtime.records.drifts
+        ]
 
     def _trainer_report(self) -> TrainerReport:
         status, ready = self._trainer.status, self._trainer.ready
@@ -200,6 +224,25 @@ class StatusBuilder:
         if traffic is None:
             return None
         return RelayStatus(traffic.circuits, traffic.circuits_opened, traffic.carried_bytes)
+
+    def _privacy(self) -> PrivacyStatus | None:
+        privacy = self._runtime.privacy
+        if privacy is None:
+            return None
+        terms, ledger = privacy.terms, privacy.ledger
+        return PrivacyStatus(
+            epsilon_spent=privacy.epsilon_spent,
+            epsilon_left=max(0.0, terms.epsilon - privacy.epsilon_spent),
+            epsilon_budget=terms.epsilon,
+            delta=terms.delta,
+            noise_multiplier=terms.noise_multiplier,
+            clip_norm=terms.clip_norm,
+            sampling_rate=privacy.sampling_rate,
+            charged_rounds=ledger.entries if ledger is not None else 0,
+            assumed_rounds=ledger.assumed if ledger is not None else 0,
+            ledger_damaged=privacy.is_damaged,
+            stopped=privacy.stopped,
+        )
 
     def _totals(self) -> Totals:
         peers = [

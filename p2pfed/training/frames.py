@@ -8,6 +8,7 @@ of :class:`Progress` first. The end of the stream is the order to end.
 
 import dataclasses
 import struct
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -22,10 +23,17 @@ LENGTH = struct.Struct(">I")
 MAX_FRAME_BYTES = 1024 * 1024
 MAX_FRAME_ITEMS = 65_536
 MAX_METRICS = 64
+MAX_RELIABILITY_BINS = 64
 MAX_MESSAGE_CHARACTERS = 4_000
 MAX_PROBLEMS = 50
 
 _STRICT = ConfigDict(strict=True, extra="forbid")
+
+Interval = Annotated[tuple[float, float], Strict(strict=False)]
+"""The ends of a 95 % confidence interval."""
+
+Bin = Annotated[tuple[float, float, int], Strict(strict=False)]
+"""Of a reliability curve: mean predicted probability, observed share, records."""
 
 Side = Literal["in", "out"]
 """Which parameters of the shared memory are meant: what the daemon gave, or what came back."""
@@ -35,6 +43,9 @@ FailureKind = Literal["data", "configuration", "task", "training", "out_of_memor
 TensorShape = Annotated[
     tuple[str, Annotated[tuple[int, ...], Strict(strict=False)]], Strict(strict=False)
 ]
+
+SpendFields = Annotated[tuple[float, float, int], Strict(strict=False)]
+"""Sampling rate, noise multiplier and steps of a part of the training."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -51,6 +62,9 @@ class Open:
     :ivar maximum_local_steps: more than these this site does not take in a round.
     :ivar loader_workers: processes that read records ahead; 0 for none.
     :ivar topology_file: named in messages, like ``site_file``; neither is read.
+    :ivar noise_multiplier: with it the site trains with differential privacy: standard deviation
+        of the noise over ``clip_norm``, the 2-norm to which each record's gradient is clipped.
+    :ivar delta: at which the privacy is accounted.
     """
 
     task_kind: TaskKind
@@ -67,6 +81,9 @@ class Open:
     topology_file: str = "topology.toml"
     site_file: str = "site.toml"
     loader_workers: Annotated[int, Field(ge=0)] = 0
+    noise_multiplier: float | None = None
+    clip_norm: float | None = None
+    delta: float | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -83,10 +100,31 @@ class Map:
 
 @dataclass(frozen=True, config=_STRICT)
 class Train:
-    """Train from ``parameters_in`` and ``state_in``. Answered by :class:`Trained`."""
+    """Train from ``parameters_in`` and ``state_in``. Answered by :class:`Trained`.
+
+    :ivar noise_secret: what the noise and the sampling of a private round are drawn from; given
+        exactly where the task was opened with a noise multiplier.
+    """
 
     round_number: Annotated[int, Field(ge=0)]
     local_steps: Annotated[int, Field(ge=1)]
+    noise_secret: Annotated[bytes, Field(min_length=32, max_length=32)] | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Price:
+    """Account for what was spent, and for a round that would begin with ``state_in``. Answered by
+    :class:`Priced`.
+
+    :ivar spent: sampling rate, noise multiplier and steps of what was trained so far; the order
+        does not matter.
+    :ivar local_steps: of the round to come; 0 for none.
+    """
+
+    spent: Annotated[tuple[SpendFields, ...], Strict(strict=False)]
+    delta: float
+    round_number: Annotated[int, Field(ge=0)] = 0
+    local_steps: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -120,6 +158,7 @@ class Ready:
     :ivar kept_state_floats: as many of the first are kept when another model is taken up.
     :ivar schema: name and shape of each tensor, in the order of the flat vector.
     :ivar device: what is trained on, in words.
+    :ivar sampling_rate: probability with which a private step draws a record; 0 without privacy.
     """
 
     dimension: Annotated[int, Field(ge=1)]
@@ -131,6 +170,7 @@ class Ready:
     holdout_records: int
     device: str
     torch_version: str
+    sampling_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -169,11 +209,39 @@ class Trained:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Priced:
+    """The price.
+
+    :ivar epsilon: of what was spent.
+    :ivar next_spend: sampling rate, noise multiplier and steps of the round to come.
+    :ivar epsilon_with_next: of both together.
+    """
+
+    epsilon: Annotated[float, Field(ge=0.0)]
+    next_spend: SpendFields
+    epsilon_with_next: Annotated[float, Field(ge=0.0)]
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Evaluated:
-    """The task's metrics over ``records`` records."""
+    """The task's metrics over ``records`` records.
+
+    :ivar intervals: by the name of a metric or of a calibration figure; those that there are.
+    :ivar calibration: figures of the calibration of a task with two classes, by name.
+    :ivar bins: its reliability curve, the smallest predictions first.
+    """
 
     metrics: Annotated[dict[str, float], Field(max_length=MAX_METRICS)]
     records: int
+    intervals: Annotated[dict[str, Interval], Field(max_length=2 * MAX_METRICS)] = field(
+        default_factory=dict
+    )
+    calibration: Annotated[dict[str, float], Field(max_length=MAX_METRICS)] = field(
+        default_factory=dict
+    )
+    bins: Annotated[
+        tuple[Bin, ...], Strict(strict=False), Field(max_length=MAX_RELIABILITY_BINS)
+    ] = ()
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -212,15 +280,15 @@ class Failed:
     problems: tuple[ProblemFields, ...] = ()
 
 
-Request = Open | Map | Train | Evaluate | EvaluateFile | Export
-Reply = Ready | Genesis | Progress | Trained | Evaluated | Exported | Failed
+Request = Open | Map | Price | Train | Evaluate | EvaluateFile | Export
+Reply = Ready | Genesis | Progress | Priced | Trained | Evaluated | Exported | Failed
 Message = Request | Reply
 
 _KINDS: dict[str, type[Message]] = {
     message.__name__: message
     for message in (
-        Open, Map, Train, Evaluate, EvaluateFile, Export,
-        Ready, Genesis, Progress, Trained, Evaluated, Exported, Failed,
+        Open, Map, Price, Train, Evaluate, EvaluateFile, Export,
+        Ready, Genesis, Progress, Priced, Trained, Evaluated, Exported, Failed,
     )
 }  # fmt: skip
 

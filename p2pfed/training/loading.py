@@ -1,7 +1,6 @@
 """From an :class:`Open` request to a learner: finding the task's class, its device, its data."""
 
 import importlib
-import importlib.util
 import inspect
 import logging
 import sys
@@ -13,14 +12,16 @@ from typing import Any, cast
 import torch
 
 from p2pfed.errors import ConfigurationError, DataError, Problem
-from p2pfed.tasks_catalogue import BUILTIN_TASKS, BuiltinTask
+from p2pfed.tasks_catalogue import BUILTIN_TASKS
+from p2pfed.training.builtin import builtin_class
 from p2pfed.training.frames import Open
 from p2pfed.training.loader_workers import why_not_passed_on
 from p2pfed.training.loop import Learner, genesis_model
 from p2pfed.training.partition import BATCH_NORMS
+from p2pfed.training.privacy.settings import PrivateSettings
 from p2pfed.training.records import Reader, Share, record_count, tensors_of
 from p2pfed.training.schema import prepare
-from p2pfed.training.settings import loop_settings
+from p2pfed.training.settings import LoopSettings, loop_settings
 from p2pfed.training.task import Datasets, Task, TaskError, task_code
 
 logger = logging.getLogger(__name__)
@@ -56,18 +57,33 @@ def load(request: Open, share: Share | None = None) -> LoadedTask:
         raise TaskError(f"datasets returned {type(datasets).__name__}, no Datasets")
     training_records = record_count(datasets.training)
     check_record_floor(request, training_records)
+    privacy = _privacy(request, settings, training_records)
     model = genesis_model(task, request.seed)
     prepare(model)
     if share is not None:
-        _warn_of_batch_norm(model, share)
+        _check_share(request, model, share, private=privacy is not None)
     _check_loader_workers(request, task, datasets)
+    topology_file = Path(request.topology_file)
     reader = Reader(task, device, request.loader_workers, share)
+    learner = Learner(task, model, settings, device, topology_file, privacy, reader)
+    if privacy is not None:
+        from p2pfed.training.privacy import requirements  # noqa: PLC0415 - Opacus is slow to import
+
+        requirements.check(learner, datasets.training, request)
     return LoadedTask(
         request=request,
-        learner=Learner(task, model, settings, device, Path(request.topology_file), reader),
+        learner=learner,
         datasets=datasets,
         training_records=training_records,
         holdout_records=record_count(datasets.holdout),
+    )
+
+
+def _privacy(request: Open, settings: LoopSettings, records: int) -> PrivateSettings | None:
+    if request.noise_multiplier is None or request.clip_norm is None:
+        return None
+    return PrivateSettings(
+        request.noise_multiplier, request.clip_norm, settings.batch_size, records
     )
 
 
@@ -77,9 +93,11 @@ def load_task(request: Open) -> Task:
     :raises ConfigurationError: no such class, not a task, or bad options.
     :raises TaskError: the class's own code raised.
     """
-    builtin = BUILTIN_TASKS.get(request.task_kind)
-    if builtin is not None:
-        return _builtin_class(request, builtin)(
+    # Last, so that nothing in the site's own directory stands in for an installed package.
+    if request.task_path is not None and request.task_path not in sys.path:
+        sys.path.append(request.task_path)
+    if request.task_kind in BUILTIN_TASKS:
+        return builtin_class(request.task_kind, Path(request.topology_file))(
             request.options,
             request.data,
             topology_file=Path(request.topology_file),
@@ -90,32 +108,8 @@ def load_task(request: Open) -> Task:
         return task_class(request.options, request.data)
 
 
-def _builtin_class(request: Open, builtin: BuiltinTask) -> Callable[..., Task]:
-    """The class of a task that comes with p2pfed; only the one in use is imported."""
-    absent = [name for name in builtin.packages if importlib.util.find_spec(name) is None]
-    if absent:
-        raise ConfigurationError(
-            [
-                Problem(
-                    Path(request.topology_file),
-                    "task.kind",
-                    request.task_kind,
-                    f"needs {', '.join(absent)}, which this site has not installed",
-                    f"pip install 'p2pfed[{builtin.extra}]' here",
-                )
-            ]
-        )
-    module_name, _, class_name = builtin.location.partition(":")
-    found: Callable[..., Task] = getattr(importlib.import_module(module_name), class_name)
-    return found
-
-
 def _find_class(request: Open) -> Callable[..., Task]:
-    """The class at ``module:Class``.
-
-    The site's own directory is searched last, so that nothing in it stands in for an installed
-    package.
-    """
+    """The class at ``module:Class``."""
 
     def refusal(reason: str, remedy: str) -> ConfigurationError:
         file = Path(request.topology_file)
@@ -124,8 +118,6 @@ def _find_class(request: Open) -> Callable[..., Task]:
     module_name, _, class_name = (request.task_class or "").partition(":")
     if not module_name or not class_name.isidentifier():
         raise refusal("not of the form module:Class", 'write class = "package.module:Class"')
-    if request.task_path is not None and request.task_path not in sys.path:
-        sys.path.append(request.task_path)
     try:
         with task_code(f"importing {module_name}"):
             module = importlib.import_module(module_name)
@@ -145,7 +137,21 @@ def _find_class(request: Open) -> Callable[..., Task]:
     return cast(Callable[..., Task], found)
 
 
-def _warn_of_batch_norm(model: torch.nn.Module, share: Share) -> None:
+def _check_share(request: Open, model: torch.nn.Module, share: Share, *, private: bool) -> None:
+    """:raises ConfigurationError: training is private, which one process alone can do."""
+    if private:
+        raise ConfigurationError(
+            [
+                Problem(
+                    Path(request.site_file),
+                    "training.processes",
+                    str(share.processes),
+                    "differential privacy is trained by one process: the noise is drawn once for "
+                    "the whole batch",
+                    "set it to 1; a batch that does not fit a GPU is taken in parts",
+                )
+            ]
+        )
     norms = [name for name, module in model.named_modules() if isinstance(module, BATCH_NORMS)]
     if norms and share.rank == 0:
         logger.warning(

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,13 @@ from torch.utils.data import Dataset
 
 from p2pfed.errors import TrainingError
 from p2pfed.training.corrections import RoundStart, corrections_for
-from p2pfed.training.frames import MAX_METRICS, Progress
+from p2pfed.training.evaluation.assessment import (
+    Assessment,
+    FiguringTask,
+    PredictingTask,
+    assess,
+)
+from p2pfed.training.frames import MAX_METRICS, Evaluated, Progress
 from p2pfed.training.gradients import Gradients, PlainGradients
 from p2pfed.training.losses import Loss, RoundLosses
 from p2pfed.training.optimiser import (
@@ -27,6 +34,9 @@ from p2pfed.training.optimiser import (
 )
 from p2pfed.training.partition import partition, restore_unsent, unsent_state
 from p2pfed.training.personal import PersonalModel
+from p2pfed.training.privacy.randomness import SecretDraws
+from p2pfed.training.privacy.sampling import poisson_batches
+from p2pfed.training.privacy.settings import PrivateSettings
 from p2pfed.training.progress import ProgressMeter
 from p2pfed.training.records import Reader, record_count
 from p2pfed.training.regions import Vector
@@ -53,6 +63,8 @@ class RoundInput:
     :ivar seed: of this round at this site, from :func:`round_seed`.
     :ivar sampler_seed: of this site's order of records, from :func:`~.sampling.sampler_seed`.
     :ivar steps: local steps that this site takes, where they are fewer.
+    :ivar noise_secret: 32 bytes, of a private round alone: what it draws its records and its noise
+        from, see :mod:`~.privacy.randomness`.
     """
 
     parameters: Vector
@@ -62,6 +74,7 @@ class RoundInput:
     seed: int
     sampler_seed: int
     steps: int | None = None
+    noise_secret: bytes | None = None
 
     @property
     def own_steps(self) -> int:
@@ -80,6 +93,7 @@ class RoundSummary:
 class Learner:
     """One model on one device, with the task and the settings that train it.
 
+    :param privacy: with it every round is trained with differential privacy, in float32.
     :raises ConfigurationError: the settings name parts that the model has not.
     :raises TrainingError: nothing of the model would travel.
     """
@@ -91,6 +105,7 @@ class Learner:
         settings: LoopSettings,
         device: torch.device,
         topology_file: Path = Path("topology.toml"),
+        privacy: PrivateSettings | None = None,
         reader: Reader | None = None,
     ) -> None:
         """:param reader: how records are read at this site; by this process, by default."""
@@ -101,6 +116,7 @@ class Learner:
         self.schema = schema_of(model, self.parts)
         self.model = model.to(device)
         self.gradients: Gradients = PlainGradients(task, settings, device)
+        self.privacy = privacy
         self._reader = reader or Reader(task, device)
         self._optimiser = build_optimiser(self.model, settings)
         self._part_size = settings.micro_batch_size or settings.batch_size
@@ -201,26 +217,27 @@ class Learner:
         started = time.perf_counter()
         seed_everything(given.seed)
         before = self.load(given.parameters, given.state)
+        draws = self._secret_draws(given)
         if isinstance(self.task, PreparingTask) and self._prepares(dataset, given, before):
             return self._prepared(given, started, parameters_out, state_out)
 
-        batches, position = self._draw(dataset, given, before.position)
+        batches, position = self._draw(dataset, given, before.position, draws)
         # Only what needs it is given the round's first model: it is a copy of all of it.
         needs_start = self._personal is not None or self._corrections
         start = _copied(self._trained()) if needs_start else []
-        losses = self._local_steps(dataset, given, batches, before, start, meter)
-        loss = losses.mean()
-        own = self._own()
-        _check_finite(
-            given.round_number,
-            *own,
-            *state_that_may_be_infinite(self._optimiser, self.settings),
-            torch.from_numpy(self._corrections_after),
-        )
-        if self._personal is not None:
-            own = _copied(own)
-            self._train_personal(self._personal, dataset, given, batches, before, start)
-            _check_finite(given.round_number, torch.from_numpy(self._personal_after))
+        with self._private_gradients(draws):
+            losses = self._local_steps(dataset, given, batches, before, start, meter)
+            loss, own = losses.mean(), self._own()
+            _check_finite(
+                given.round_number,
+                *own,
+                *state_that_may_be_infinite(self._optimiser, self.settings),
+                torch.from_numpy(self._corrections_after),
+            )
+            if self._personal is not None:
+                own = _copied(own)
+                self._train_personal(self._personal, dataset, given, batches, before, start)
+                _check_finite(given.round_number, torch.from_numpy(self._personal_after))
 
         # Nothing fails from here on, so that a round that failed has left no half of a result.
         after = self.layout.over(state_out)
@@ -236,9 +253,42 @@ class Learner:
         samples = sum(len(batch) for batch in batches)
         return RoundSummary(loss, time.perf_counter() - started, samples)
 
+    def _secret_draws(self, given: RoundInput) -> SecretDraws | None:
+        """What a private round draws from; None of any other."""
+        if (self.privacy is None) != (given.noise_secret is None):
+            raise ValueError("a secret goes with private training, and only with it")
+        if given.noise_secret is None:
+            return None
+        return SecretDraws(given.noise_secret)
+
+    @contextmanager
+    def _private_gradients(self, draws: SecretDraws | None) -> Iterator[None]:
+        """Take a private round's gradients in the block; nothing changes for any other."""
+        if draws is None or self.privacy is None:
+            yield
+            return
+        # Opacus takes a second to import, and most sites never need it.
+        from p2pfed.training.privacy.gradients import PrivateGradients, largest_part  # noqa: PLC0415
+
+        plain, self._part_size = self.gradients, min(self._part_size, largest_part(self.model))
+        private = PrivateGradients(self.task, self.model, self.privacy, draws)
+        self.gradients = private
+        try:
+            yield
+        finally:
+            private.close()
+            self.gradients = plain
+
     def _draw(
-        self, dataset: Dataset[Any], given: RoundInput, position: Position
+        self,
+        dataset: Dataset[Any],
+        given: RoundInput,
+        position: Position,
+        draws: SecretDraws | None,
     ) -> tuple[list[list[int]], Position]:
+        if draws is not None and self.privacy is not None:
+            rate, records = self.privacy.sampling_rate, self.privacy.records
+            return poisson_batches(draws, records, rate, given.own_steps), position
         sampler = Sampler(record_count(dataset), self.settings.batch_size, given.sampler_seed)
         return sampler.draw(position, given.own_steps)
 
@@ -341,7 +391,6 @@ class Learner:
         after.write_head(after.position, prepared=True)
         return RoundSummary(0.0, time.perf_counter() - started, 0)
 
-    @torch.no_grad()
     def evaluate(
         self, dataset: Dataset[Any], parameters: Vector, state: Vector
     ) -> dict[str, float]:
@@ -350,23 +399,61 @@ class Learner:
 
         :raises TaskError: the task's code failed, or its metrics are no numbers.
         """
+        return self._evaluate(dataset, parameters, state, assessed=False).metrics
+
+    def assess(self, dataset: Dataset[Any], parameters: Vector, state: Vector) -> Evaluated:
+        """As ``evaluate``, with confidence intervals and calibration where the task offers its
+        predictions."""
+        return self._evaluate(dataset, parameters, state, assessed=True)
+
+    @torch.no_grad()
+    def _evaluate(
+        self, dataset: Dataset[Any], parameters: Vector, state: Vector, *, assessed: bool
+    ) -> Evaluated:
         site = self.load(parameters, state)
-        metrics = self._metrics(dataset)
+        metrics, assessment = self._judge(dataset, assessed=assessed)
+        intervals = dict(assessment.intervals)
         if self._personal is not None and not site.fresh:
             self._personal.install(self._own(), site.personal)
-            own = self._metrics(dataset)
+            own, of_own = self._judge(dataset, assessed=assessed)
             metrics |= {PERSONAL_PREFIX + name: value for name, value in own.items()}
+            intervals |= {
+                PERSONAL_PREFIX + name: ends
+                for name, ends in of_own.intervals.items()
+                if name in own
+            }
         if len(metrics) > MAX_METRICS:
             raise TaskError(
                 f"metrics returned {len(metrics)} figures; at most {MAX_METRICS} are kept"
             )
-        return metrics
+        return Evaluated(
+            metrics=metrics,
+            records=record_count(dataset),
+            intervals=intervals,
+            calibration=assessment.calibration,
+            bins=tuple(
+                (one.mean_probability, one.observed_share, one.records) for one in assessment.bins
+            ),
+        )
 
-    def _metrics(self, dataset: Dataset[Any]) -> dict[str, float]:
+    def _judge(
+        self, dataset: Dataset[Any], *, assessed: bool
+    ) -> tuple[dict[str, float], Assessment]:
+        """Metrics of the model as it is, and how far they can be trusted if that is asked for."""
         self.model.eval()
+        task, predictions = self.task, None
         with task_code("metrics"):
-            metrics: Mapping[str, Any] = self.task.metrics(self.model, self.batches(dataset))
-            return {str(name): float(value) for name, value in metrics.items()}
+            if isinstance(task, PredictingTask) and (assessed or isinstance(task, FiguringTask)):
+                predictions = task.predictions(self.model, self.batches(dataset))
+            found: Mapping[str, Any] = (
+                task.figures(predictions)
+                if isinstance(task, FiguringTask)
+                else task.metrics(self.model, self.batches(dataset))
+            )
+            metrics = {str(name): float(value) for name, value in found.items()}
+            if predictions is None or not assessed:
+                return metrics, Assessment()
+            return metrics, assess(task, predictions, metrics)
 
     def batches(self, dataset: Dataset[Any]) -> Iterator[Any]:
         """All records of ``dataset`` in order, in batches on this learner's device."""

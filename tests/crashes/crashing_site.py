@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from p2pfed.aggregation import Mixing
 from p2pfed.daemon import durable_files, round_work
+from p2pfed.daemon.privacy_ledger import Charge, PrivacyLedger
 from p2pfed.daemon.round_work import Mixed, RoundWork
 from p2pfed.daemon.sendable import Sendable
 from p2pfed.daemon.store import Generation, Store
@@ -33,7 +34,7 @@ from p2pfed.protocol.envelope import ChunkOpener, sealed_chunk_bytes
 from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.header import Header, Kind, SignedHeader, sign_header
 from p2pfed.protocol.messages import AnswerCode
-from p2pfed.protocol.neighbours import NOTHING_HELD
+from p2pfed.protocol.neighbours import NOTHING_HELD, Standing
 from p2pfed.protocol.own_state import OwnState
 from p2pfed.protocol.phases import Phase
 from p2pfed.protocol.plan import FederationPlan
@@ -46,6 +47,7 @@ SITE = Identity(b"\x01" * 32, b"\x02" * 32)
 NEIGHBOUR = Identity(b"\x03" * 32, b"\x04" * 32)
 LIAR = Identity(b"\x05" * 32, b"\x06" * 32)
 EDGE = "b"  # the neighbour's name here
+ABSENT = "c"
 QUIET_ROUND = 2  # in which training changes nothing: the same vectors are stored again
 EVIDENCE_ROUND = 1  # in which the liar is convicted
 REOPENING_ROUND = 3  # after which the daemon is stopped and started
@@ -82,9 +84,21 @@ def _lie(variant: bytes) -> SignedHeader:
 LIES = (_lie(b"1"), _lie(b"2"))
 
 
+def standing_after(round_number: int) -> Standing:
+    """The standing of a site that nobody ever meets, another after each round."""
+    return Standing(ABSENT, absent_rounds=round_number + 1, returning=round_number > 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Bound:
     """The directory belongs to the federation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Charged:
+    """``PrivacyLedger.reserve`` returned, and the round may be trained."""
+
+    charge: Charge
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +234,7 @@ class CrashingSite:
         self._mixed: Mixed
         self._work: RoundWork
         self._headers: HeaderLog
+        self._ledger: PrivacyLedger
         self._opened: Store | None = None
         self.engine: RoundEngine
 
@@ -230,6 +245,7 @@ class CrashingSite:
         self._promise(Bound())
         store.recover(self._plan.genesis_replica, self._genesis.size)
         self._work = work_on(store, SITE, self._genesis)
+        self._ledger = PrivacyLedger(store.journal, SITE)
         self._headers = HeaderLog(store.headers())
         generation = store.generation()
         self.engine = RoundEngine(
@@ -238,11 +254,13 @@ class CrashingSite:
                 generation.round_number if generation else 0,
                 self._work.own_digest,
                 store.last_published(),
+                since_round=generation.since_round if generation else 0,
             ),
             self._work.replica_states(),
             self._work.retained(),
             self._headers,
             store.quarantined(),
+            store.standings(),
         )
         size = self._genesis.size
         self._model = store.vector(generation.model, size).copy() if generation else self._genesis
@@ -293,14 +311,19 @@ class CrashingSite:
 
     def _execute(self, command: do.Command) -> None:
         match command:
-            case do.Train(number, _):
+            case do.Train(number, steps):
+                self._charge(number, steps)
                 self._train(number)
                 self._dispatch(on.TrainingFinished(number))
             case do.Publish():
-                item = self._work.publish(command, self._plan, self._trained, self._next_site_state)
+                spend = float(self._ledger.entries)
+                item = self._work.publish(
+                    command, self._plan, self._trained, self._next_site_state, spend
+                )
                 self._promise(Published(item, item.ciphertext.read_bytes()))
                 self._dispatch(on.Published(item.signed))
             case do.FloodHeader(signed, _) if signed.header.sender == SITE.public_key:
+                self._ledger.mark_published()
                 self._promise(Sent(signed))
             case do.SendDelta(_, digest):
                 envelope = self._work.envelope(digest)
@@ -317,13 +340,19 @@ class CrashingSite:
             case do.Aggregate(number):
                 self._mixed = self._work.mix(command, self._plan)
                 self._dispatch(on.AggregationFinished(number))
-            case do.CommitRound(number):
-                self._commit(number)
+            case do.CommitRound():
+                self._commit(command)
             case do.Quarantine(site, first, second):
                 self.store.add_equivocation(site, first, second)
                 self._promise(Quarantined(site))
             case _:
                 pass
+
+    def _charge(self, number: int, steps: int) -> None:
+        """As the daemon does under a privacy budget: durable before the training begins."""
+        charge = Charge(number, vector_digest(self._model), 0.1, 1.0, steps, 1e-5)
+        self._ledger.reserve(charge)
+        self._promise(Charged(charge))
 
     def _train(self, number: int) -> None:
         if number == EVIDENCE_ROUND:
@@ -369,9 +398,11 @@ class CrashingSite:
         finally:
             path.unlink()
 
-    def _commit(self, number: int) -> None:
+    def _commit(self, command: do.CommitRound) -> None:
+        number = command.round_number
         record = {"round": number, "model": self._mixed.digest.hex()}
-        self._work.commit(number, self._mixed, self._headers.entries(), record)
+        command = replace(command, standings=(standing_after(number),))
+        self._work.commit(command, self._mixed, self._headers.entries(), record)
         generation = self.store.generation()
         assert generation is not None
         self._promise(Committed(generation, record))

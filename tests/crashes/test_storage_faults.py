@@ -29,8 +29,8 @@ from p2pfed.protocol.phases import Phase
 
 SETTING = Setting(rounds=3)
 FAST_STRIDE = 13  # every so many operations; the slow test takes each of them
-NEEDS_ROOM = ("open", "write", "posix_fallocate", "mkdir", "INSERT", "CREATE", "COMMIT")
-SQL = ("PRAGMA", "SELECT", "BEGIN", "INSERT", "CREATE", "DELETE", "COMMIT")
+NEEDS_ROOM = ("open", "write", "posix_fallocate", "mkdir", "INSERT", "UPDATE", "CREATE", "COMMIT")
+SQL = ("PRAGMA", "SELECT", "BEGIN", "INSERT", "UPDATE", "CREATE", "DELETE", "COMMIT")
 
 
 def refuse(call: Call, number: int) -> None:
@@ -230,7 +230,7 @@ def _without_rollback(journal: Journal) -> Iterator[sqlite3.Connection]:
             Journal,
             "transaction",
             _without_rollback,
-            ("DELETE", "journal.sqlite", 13),
+            ("DELETE", "journal.sqlite", 15),
             "the same fault again and again",
         ),
         (PendingFile, "discard", PendingFile._close, ("write", ".sealed.partial", 2), "partial"),

@@ -34,7 +34,7 @@ def test_every_example_is_sound(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
 def test_the_task_of_every_example_is_sound(path: Path) -> None:
-    from p2pfed.training.tasks.tabular.task import TabularOptions
+    from p2pfed.training.tasks.tabular.options import TabularOptions
 
     TabularOptions.model_validate(load_topology(path).file.task.options)
 
@@ -64,7 +64,9 @@ def test_the_page_says_the_defaults() -> None:
     file = TopologyFile.model_validate(document())
     for (table, name), (default, _) in page_rows().items():
         if table in ("round", "aggregation", "codec", "privacy"):
-            assert default == f"{getattr(getattr(file, table), name):{_form(default)}}", name
+            value = getattr(getattr(file, table), name)
+            shown = str(value).lower() if isinstance(value, bool) else f"{value:{_form(default)}}"
+            assert default == shown, name
 
 
 def _form(text: str) -> str:
