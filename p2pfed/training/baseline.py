@@ -5,11 +5,10 @@ one place; only a demonstration on public data has that.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import ConcatDataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from p2pfed.training.evaluation.binary import Predictions
 from p2pfed.training.frames import Progress
@@ -35,7 +34,8 @@ def train_baseline(
     """
     learner = learner_of(task, seed, sites=len(training))
     task.weigh_classes(training)
-    pooled: ConcatDataset[Any] = ConcatDataset(training)
+    columns = zip(*(one.tensors for one in training), strict=True)
+    pooled = TensorDataset(*(torch.cat(column) for column in columns))
     task.prepare(learner.model, pooled, 0, seed, False)
     given = RoundInput(
         parameters=learner.genesis(),

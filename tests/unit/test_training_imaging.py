@@ -1,5 +1,6 @@
 """The imaging tasks: listing, preparing, augmenting, and learning from real X-rays."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from p2pfed.errors import ConfigurationError, DataError
 from p2pfed.training.evaluation.assessment import assess
 from p2pfed.training.frames import Open
+from p2pfed.training.loader_workers import why_not_passed_on
 from p2pfed.training.loading import load
 from p2pfed.training.loop import genesis_model
 from p2pfed.training.tasks import findings
@@ -260,6 +262,19 @@ def test_what_does_not_fit_the_memory_allowed_is_read_again(tmp_path: Path) -> N
         assert torch.equal(kept[index][0], image)
         with pytest.raises(DataError, match="No such file"):
             read_again[index]
+
+
+def test_loader_workers_can_be_given_the_images(tmp_path: Path) -> None:
+    folder = folder_of_classes(tmp_path / "folder")
+    numbers = GENERATOR.integers(0, 2, (6, 8, 8)).astype(np.uint8)
+    np.savez(tmp_path / "masks.npz", images=pictures(6), masks=numbers)
+    for dataset in (
+        classification(folder).file_dataset(folder),
+        segmentation(tmp_path / "masks.npz").file_dataset(tmp_path / "masks.npz"),
+    ):
+        assert why_not_passed_on(dataset) is None
+        passed_on = pickle.loads(pickle.dumps(dataset))  # noqa: S301
+        assert all(torch.equal(*pair) for pair in zip(passed_on[5], dataset[5], strict=True))
 
 
 def test_bad_options_are_all_named() -> None:

@@ -15,6 +15,7 @@ from p2pfed.protocol.digests import vector_digest
 from p2pfed.training.export import evaluate_model_file, export_model, read_model
 from p2pfed.training.frames import Open
 from p2pfed.training.loading import LoadedTask, load
+from p2pfed.training.records import Share
 from p2pfed.training.sampling import Position
 from p2pfed.training.schema import floats_of
 from p2pfed.training.task import TaskError
@@ -83,6 +84,30 @@ def test_a_device_that_is_not_here_is_refused_naming_the_site_file(
     with pytest.raises(ConfigurationError, match=r"training\.device") as caught:
         load(request(table, device=device, site_file="north.toml"))
     assert caught.value.problems[0].file == Path("north.toml")
+
+
+def test_several_processes_take_no_part_in_private_training(table: Path) -> None:
+    private = {"noise_multiplier": 1.0, "clip_norm": 1.0, "delta": 1e-3}
+    options = OPTIONS | {"batch_norm": False}
+    with pytest.raises(ConfigurationError, match="differential privacy") as caught:
+        load(request(table, options=options, **private), Share(0, 2))
+    assert [problem.key for problem in caught.value.problems] == ["training.processes"]
+
+
+def test_several_processes_and_batch_norm_are_warned_of(
+    table: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load(request(table), Share(0, 2))
+    assert "batch norm (1) sees each process's share" in caplog.text
+    caplog.clear()
+    load(request(table), Share(1, 2))
+    load(request(table, options=OPTIONS | {"batch_norm": False}), Share(0, 2))
+    assert not caplog.records
+
+
+def test_several_processes_take_a_gpu_each(table: Path) -> None:
+    with pytest.raises(ConfigurationError, match="a GPU of its own"):
+        load(request(table, device="cuda:1"), Share(0, 2))
 
 
 def test_a_class_of_the_sites_own_directory_is_found(table: Path) -> None:

@@ -1,6 +1,7 @@
 """A site's images as datasets: listed at once, read when they are needed, kept as memory allows."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -162,16 +163,40 @@ class CachedRecords(Dataset[Item]):
         findings.check(source)
 
 
+@dataclass(frozen=True)
+class _Labelled:
+    """Reads a record; an object, and no function in another, so that loader workers can have it."""
+
+    images: Images
+    numbers: torch.Tensor
+    preparation: Preparation
+
+    def __call__(self, index: int) -> Item:
+        return self.preparation.image(self.images.read(index)), self.numbers[index]
+
+
+@dataclass(frozen=True)
+class _Masked:
+    """As :class:`_Labelled`."""
+
+    images: Images
+    masks: Masks
+    preparation: Preparation
+
+    def __call__(self, index: int) -> Item:
+        pixels, classes = self.images.read(index), self.masks.read(index)
+        if pixels.shape[1:] != classes.shape[1:]:
+            path, key = self.images.file(index)
+            text = f"has shape {pixels.shape[1:]}, and its mask {classes.shape[1:]}"
+            raise refusal(path, text, "draw the mask on this image", key=key)
+        return self.preparation.image(pixels), self.preparation.mask(classes)
+
+
 def labelled(
     images: Images, labels: NDArray[np.int64], options: ImageOptions, cache_megabytes: int
 ) -> CachedRecords:
     """Items (image (C, *spatial_size) float32, class () int64)."""
-    preparation = Preparation(options)
-    numbers = torch.from_numpy(labels)
-
-    def read(index: int) -> Item:
-        return preparation.image(images.read(index)), numbers[index]
-
+    read = _Labelled(images, torch.from_numpy(labels), Preparation(options))
     return CachedRecords(len(images), read, cache_megabytes)
 
 
@@ -179,14 +204,5 @@ def masked(
     images: Images, masks: Masks, options: ImageOptions, cache_megabytes: int
 ) -> CachedRecords:
     """Items (image (C, *spatial_size) float32, classes (1, *spatial_size) uint8)."""
-    preparation = Preparation(options)
-
-    def read(index: int) -> Item:
-        pixels, classes = images.read(index), masks.read(index)
-        if pixels.shape[1:] != classes.shape[1:]:
-            path, key = images.file(index)
-            text = f"has shape {pixels.shape[1:]}, and its mask {classes.shape[1:]}"
-            raise refusal(path, text, "draw the mask on this image", key=key)
-        return preparation.image(pixels), preparation.mask(classes)
-
+    read = _Masked(images, masks, Preparation(options))
     return CachedRecords(len(images), read, cache_megabytes)
