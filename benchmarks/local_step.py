@@ -267,8 +267,8 @@ def main() -> None:
     stopwatch = Stopwatch(device, arguments.wall or device.type == "cuda")
     print(f"torch {torch.__version__} on {device}, batches of {arguments.batch_size}, 1 thread")
     print(
-        f"{'model':>6} {'parameters':>11} {'steps':>5} {'bare ms':>9} {'p2pfed ms':>9} ratio fastest  "
-        "more a round"
+        f"{'model':>6} {'parameters':>11} {'steps':>5} {'bare ms':>9} {'p2pfed ms':>9} "
+        "ratio fastest  more a round"
     )
     for name in arguments.models:
         task = Classification(name)
