@@ -12,7 +12,16 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from p2pfed.errors import ConfigurationError, Problem
 from p2pfed.settings import Settings, read_toml, validate
-from p2pfed.topology.file import MAX_ADDRESSES, Address, Name, Number
+from p2pfed.topology.file import (
+    MAX_ADDRESSES,
+    MAX_BUDGET_EPSILON,
+    MAX_CLIP_NORM,
+    MAX_NOISE_MULTIPLIER,
+    MIN_NOISE_MULTIPLIER,
+    Address,
+    Name,
+    Number,
+)
 
 SCHEMA_VERSION = 1
 MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108 with its terminating zero
@@ -163,6 +172,40 @@ class SitePrivacy(Settings):
         description="This site does not train on fewer records. It may only be stricter than "
         "the topology file; the larger of both holds. Needs a restart.",
         ge=2,
+    )
+    differential_privacy: bool | None = Field(
+        None,
+        description="Train with differential privacy: true, or false where the topology file does "
+        "not demand it. Default: as the topology file says. Needs a restart.",
+    )
+    epsilon: Number | None = Field(
+        None,
+        description="The privacy budget of this site's whole training. Where the next round would "
+        "exceed it, the site stops training and goes on aggregating. Default: the topology "
+        "file's maximum_epsilon, which it may not exceed. Needs a restart.",
+        gt=0.0,
+        le=MAX_BUDGET_EPSILON,
+    )
+    delta: Number | None = Field(
+        None,
+        description="The probability at which the guarantee may fail; less than 1 / records. "
+        "Default: the topology file's maximum_delta, which it may not exceed. Needs a restart.",
+        gt=0.0,
+        lt=1.0,
+    )
+    noise_multiplier: Number | None = Field(
+        None,
+        description="Standard deviation of the noise over clip_norm (sigma). Default: the topology "
+        "file's minimum_noise_multiplier, below which it may not be. Needs a restart.",
+        ge=MIN_NOISE_MULTIPLIER,
+        le=MAX_NOISE_MULTIPLIER,
+    )
+    clip_norm: Number | None = Field(
+        None,
+        description="2-norm to which each record's gradient is clipped. Default: the topology "
+        "file's maximum_clip_norm, which it may not exceed. Needs a restart.",
+        gt=0.0,
+        le=MAX_CLIP_NORM,
     )
 
 

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from p2pfed.config import SITE_TEMPLATE, load_site
 from p2pfed.errors import ConfigurationError, Problem
 from p2pfed.keys import create_identity, format_public_key, load_identity
+from p2pfed.privacy_terms import PrivacyTerms, privacy_terms
 from p2pfed.site_identity import check_membership
 from p2pfed.topology import load_topology
 from p2pfed.topology.file import Name
@@ -109,9 +110,23 @@ def check_site(config: Path) -> list[str]:
             lines.append(f"ok  {site.file.name} is a member; its neighbours: {neighbours}")
         except ConfigurationError as error:
             problems.extend(error.problems)
+    if topology is not None:
+        try:
+            lines.append(f"ok  privacy: {_privacy_words(privacy_terms(site, topology))}")
+        except ConfigurationError as error:
+            problems.extend(error.problems)
     if problems:
         raise ConfigurationError(problems)
     return lines
+
+
+def _privacy_words(terms: PrivacyTerms | None) -> str:
+    if terms is None:
+        return "no differential privacy, neither demanded nor chosen"
+    return (
+        f"epsilon {terms.epsilon:g} at delta {terms.delta:g}, noise multiplier "
+        f"{terms.noise_multiplier:g}, clip norm {terms.clip_norm:g}"
+    )
 
 
 def versions() -> dict[str, str]:

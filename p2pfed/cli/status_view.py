@@ -4,7 +4,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from p2pfed.daemon.status import NeighbourStatus, ResourceStatus, Status, shown_path
+from p2pfed.daemon.status import (
+    NeighbourStatus,
+    PrivacyStatus,
+    ResourceStatus,
+    Status,
+    shown_path,
+)
 
 STATE_STYLES = {"connected": "green", "refused": "red", "dialling": "yellow", "waiting": "yellow"}
 
@@ -51,6 +57,8 @@ def _header(status: Status) -> Table:
         ),
         ("daemon", _resources(status.resources)),
     ]
+    if status.privacy is not None:
+        rows.insert(6, ("privacy", _privacy(status.privacy)))
     if status.relay is not None:
         relay = status.relay
         rows.append(
@@ -76,6 +84,14 @@ def _trainer(status: Status) -> str:
     if trainer.restarts:
         text += f", restarted {trainer.restarts} times"
     return text
+
+
+def _privacy(privacy: PrivacyStatus) -> str:
+    text = (
+        f"epsilon {privacy.epsilon_spent:.4g} of {privacy.epsilon_budget:g} spent, "
+        f"{privacy.epsilon_left:.4g} left, at delta {privacy.delta:g}"
+    )
+    return text if privacy.stopped is None else f"{text}; trains no more"
 
 
 def _resources(used: ResourceStatus) -> str:

@@ -28,6 +28,7 @@ from p2pfed.daemon.logs import RecentLines
 from p2pfed.daemon.membership import Membership
 from p2pfed.daemon.notify import notify, notify_reloading
 from p2pfed.daemon.outbox import Outbox
+from p2pfed.daemon.private_training import private_training
 from p2pfed.daemon.probing import Probing
 from p2pfed.daemon.relaying import Relaying, announced_addresses, terms_of
 from p2pfed.daemon.reloading import Reload, read_again
@@ -42,6 +43,7 @@ from p2pfed.daemon.trainer import Trainer
 from p2pfed.daemon.transport import ConnectionObserver, Direction, Transport
 from p2pfed.errors import ConfigurationError, ControlError, Problem, TransportError
 from p2pfed.keys import Identity
+from p2pfed.privacy_terms import privacy_terms
 from p2pfed.protocol import events as on
 from p2pfed.protocol import limits
 from p2pfed.protocol.certificates import issue_address_record, issue_certificate
@@ -78,6 +80,7 @@ class TransportMaker:
 def trainer_request(site: Site, topology: Topology) -> frames.Open:
     """What the trainer process of this site is told."""
     task = topology.file.task
+    privacy = privacy_terms(site, topology)
     return frames.Open(
         task_kind=task.kind,
         task_class=task.class_,
@@ -94,6 +97,9 @@ def trainer_request(site: Site, topology: Topology) -> frames.Open:
         maximum_local_steps=site.file.training.maximum_local_steps,
         topology_file=str(topology.path),
         site_file=str(site.path),
+        noise_multiplier=privacy.noise_multiplier if privacy is not None else None,
+        clip_norm=privacy.clip_norm if privacy is not None else None,
+        delta=privacy.delta if privacy is not None else None,
     )
 
 
@@ -153,6 +159,8 @@ class Daemon:
             # Reads every vector and ciphertext that is kept.
             await trio.to_thread.run_sync(self._recover)
             self._build(plan)
+            if self._runtime.privacy is not None:
+                await self._runtime.privacy.reckon()
             await nursery.start(self._heed_signals)
             await nursery.start(
                 serve_control,
@@ -275,6 +283,14 @@ class Daemon:
             store=self.store,
             trainer=self._trainer,
             peer_ids=peer_ids_of(self.topology),
+            privacy=private_training(
+                self.site,
+                self.topology,
+                self.identity,
+                self.store,
+                plan.federation_id,
+                self._trainer,
+            ),
         )
         self._runtime.changed = self._changed
         self._connect_parts()

@@ -4,12 +4,13 @@ from p2pfed.daemon.status import HealthLine, Status
 
 ROUND_TRIP_WARNING_SECONDS = 2.0
 BEHIND_WARNING_ROUNDS = 3
+LOW_BUDGET_SHARE = 0.1
 BUSY_SCORE = 3  # of local health: a lag of a second and a half at once, or shorter ones in a row
 
 
 def health_of(status: Status) -> list[HealthLine]:
     """Derive the health lines from the rest of a status, errors first."""
-    lines = _own(status) + _figures(status) + _neighbours(status)
+    lines = _own(status) + _privacy(status) + _figures(status) + _neighbours(status)
     return sorted(lines, key=lambda line: line.severity != "error")
 
 
@@ -120,6 +121,39 @@ def _figures(status: Status) -> list[HealthLine]:
         for target, reason in sorted(status.export_errors.items())
     ]
     return lines
+
+
+def _privacy(status: Status) -> list[HealthLine]:
+    privacy = status.privacy
+    if privacy is None:
+        return []
+    if privacy.ledger_damaged:
+        return [
+            HealthLine(
+                "error",
+                f"the privacy ledger is damaged, so nothing is trained: {privacy.stopped}",
+                "p2pfed log",
+            )
+        ]
+    if privacy.stopped is not None:
+        return [
+            HealthLine(
+                "warning",
+                f"the privacy budget is used up; this site trains no more and goes on "
+                f"aggregating: {privacy.stopped}",
+                "p2pfed status",
+            )
+        ]
+    if privacy.epsilon_left < LOW_BUDGET_SHARE * privacy.epsilon_budget:
+        return [
+            HealthLine(
+                "warning",
+                f"the privacy budget is nearly used up: epsilon {privacy.epsilon_left:.3g} of "
+                f"{privacy.epsilon_budget:g} is left",
+                "p2pfed status",
+            )
+        ]
+    return []
 
 
 def _neighbours(status: Status) -> list[HealthLine]:

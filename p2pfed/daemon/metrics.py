@@ -46,6 +46,7 @@ class StatusCollector(Collector):
         yield seconds
         yield from _resources(status)
         yield from _relay(status)
+        yield from _privacy(status)
         yield from self._neighbours(status)
 
     @staticmethod
@@ -93,6 +94,20 @@ def _relay(status: Status) -> Iterator[Metric]:
     )
     yield _counter(
         "relay_carried_bytes", "Bytes carried for others, each once.", status.relay.carried_bytes
+    )
+
+
+def _privacy(status: Status) -> Iterator[Metric]:
+    privacy = status.privacy
+    if privacy is None:
+        return
+    yield _gauge("privacy_epsilon_spent", "Epsilon of all training.", privacy.epsilon_spent)
+    yield _gauge("privacy_epsilon_left", "Epsilon left of the budget.", privacy.epsilon_left)
+    yield _gauge("privacy_delta", "Delta at which epsilon is accounted.", privacy.delta)
+    yield _gauge(
+        "privacy_training_stopped",
+        "1 where nothing more is trained for privacy's sake.",
+        float(privacy.stopped is not None),
     )
 
 

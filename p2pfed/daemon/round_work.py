@@ -144,6 +144,7 @@ class RoundWork:
         previous: bytes,
         replica_before: bytes,
         since_round: int,
+        privacy_spend: float,
     ) -> SignedHeader:
         header = Header(
             version=limits.PROTOCOL_VERSION,
@@ -163,7 +164,7 @@ class RoundWork:
             chunks_root=sealed.chunks_root,
             chunk_count=context.chunk_count,
             payload_bytes=context.payload_bytes,
-            privacy_spend=0.0,
+            privacy_spend=privacy_spend,
             time_seconds=int(time.time()),
         )
         return sign_header(self._identity, header)
@@ -185,11 +186,13 @@ class RoundWork:
         plan: FederationPlan,
         trained: npt.NDArray[np.float32],
         site_state: npt.NDArray[np.float32],
+        privacy_spend: float = 0.0,
     ) -> Sendable:
         """Encode, seal and sign the trained model's change, and make all of it durable.
 
         :param trained: shape (d,), float32.
         :param site_state: shape (s,), float32; what this site's training keeps.
+        :param privacy_spend: epsilon of all local training so far, as the header declares it.
         """
         against_genesis = command.replica_before == self.genesis_digest
         key = os.urandom(PAYLOAD_KEY_BYTES)
@@ -214,6 +217,7 @@ class RoundWork:
             previous=command.previous,
             replica_before=command.replica_before,
             since_round=command.since_round,
+            privacy_spend=privacy_spend,
         )
         self._trained_digest = stored.result()
         self._site_state_digest = self._store.put_vector(site_state)
@@ -287,6 +291,7 @@ class RoundWork:
             previous=published.digest,
             replica_before=NOTHING_HELD,
             since_round=header.since_round,
+            privacy_spend=header.privacy_spend,
         )
         return Sendable(signed, sealed.chunk_digests, key, path, throw_away=True)
 

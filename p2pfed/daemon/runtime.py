@@ -18,6 +18,7 @@ import trio
 from p2pfed.daemon.delta_exchange import ReceivedPayload
 from p2pfed.daemon.links import Links
 from p2pfed.daemon.outbox import Outbox
+from p2pfed.daemon.private_training import PrivateTraining
 from p2pfed.daemon.round_records import NOT_EVALUATED, RoundRecords
 from p2pfed.daemon.round_times import RoundTimes
 from p2pfed.daemon.round_work import Mixed, RoundWork
@@ -48,6 +49,8 @@ HEAVY_THREADS = 2  # vector work at a time; more would only share the same memor
 KEPT_NOTICES = 64
 FIRST_STORAGE_RETRY_SECONDS = 0.5
 MAX_STORAGE_RETRY_SECONDS = 10.0
+# Sites that have nothing left to train would else do rounds as fast as the network carries them.
+UNTRAINED_ROUND_SECONDS = 1.0
 
 _QUIET_NOTICES = (
     do.NoticeKind.FINISHED,
@@ -87,6 +90,7 @@ class Runtime:
     """One peer's engine at work.
 
     :param peer_ids: the peer id of every member, by site name.
+    :param privacy: the budget that training is held to, where there is one.
     :ivar offload: where vector work runs. Assignable, for a virtual clock does not wait for
         threads: a test under one gives another.
     """
@@ -101,12 +105,14 @@ class Runtime:
         store: Store,
         trainer: Trainer,
         peer_ids: dict[str, str],
+        privacy: PrivateTraining | None = None,
     ) -> None:
         self.engine = engine
         self.plan = plan
         self.work = work
         self.store = store
         self.trainer = trainer
+        self.privacy = privacy
         self.peer_ids = peer_ids
         self.links: Links
         self.outbox: Outbox
@@ -292,22 +298,51 @@ class Runtime:
 
     async def _train(self, command: do.Train) -> None:
         try:
-            trained = await self.trainer.train(command.round_number, command.local_steps)
+            if self.privacy is None:
+                self.trained = await self.trainer.train(command.round_number, command.local_steps)
+            else:
+                await self._train_privately(command, self.privacy)
         except TrainingError as error:
             self.dispatch(on.TrainingFailed(command.round_number, str(error)))
             return
-        self.trained = trained
         self.dispatch(on.TrainingFinished(command.round_number))
 
+    async def _train_privately(self, command: do.Train, privacy: PrivateTraining) -> None:
+        """Train if the budget allows; else take part with the model as it is."""
+        number = command.round_number
+        secret = await privacy.grant(
+            number,
+            command.local_steps,
+            self.model_digest,
+            self.engine.signed_elsewhere,
+            self._until_stored,
+        )
+        if secret is not None:
+            trained = await self.trainer.train(number, command.local_steps, secret)
+            if not await privacy.withholds(self.engine.signed_elsewhere, self._until_stored):
+                self.trained = trained
+                return
+        self.trained = None
+        await trio.sleep(UNTRAINED_ROUND_SECONDS)
+        await self._in_thread(self._leave_untrained)
+
+    def _leave_untrained(self) -> None:
+        self.trainer.parameters_out[:] = self.trainer.parameters_in
+        self.trainer.state_out[:] = self.trainer.state_in
+
     async def _publish(self, command: do.Publish) -> None:
+        privacy = self.privacy
         job = partial(
             self.work.publish,
             command,
             self.plan,
             self.trainer.parameters_out,
             self.trainer.state_out,
+            privacy.declared if privacy is not None else 0.0,
         )
         item = await self._until_stored(job)
+        if privacy is not None:
+            await privacy.published(self._until_stored)
         self.dispatch(on.Published(item.signed))
         self._nursery.start_soon(self._evaluate_trained)
 

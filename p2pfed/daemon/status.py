@@ -165,6 +165,25 @@ class DriftStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class PrivacyStatus:
+    """The site's privacy budget, at ``delta``. ``stopped``: why nothing more is trained; None
+    while training goes on. ``assumed_rounds`` of ``charged_rounds`` were charged because a
+    restored state cannot know whether they were trained."""
+
+    epsilon_spent: float
+    epsilon_left: float
+    epsilon_budget: float
+    delta: float
+    noise_multiplier: float
+    clip_norm: float
+    sampling_rate: float
+    charged_rounds: int
+    assumed_rounds: int
+    ledger_damaged: bool = False
+    stopped: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class HealthLine:
     """A problem and the command to run next."""
 
@@ -189,6 +208,7 @@ class Status:
     totals: Totals
     resources: ResourceStatus
     relay: RelayStatus | None = None
+    privacy: PrivacyStatus | None = None
     storage_error: str | None = None
     local_health: LocalHealthStatus = LocalHealthStatus()
     metrics_intervals: dict[str, list[float]] = field(default_factory=dict)
@@ -240,6 +260,7 @@ _TABLES: dict[str, Any] = {
     "local_health": LocalHealthStatus,
     "resources": ResourceStatus,
     "relay": RelayStatus,
+    "privacy": PrivacyStatus,
 }
 _LISTS: dict[str, Any] = {
     "neighbours": NeighbourStatus,

@@ -18,6 +18,7 @@ from p2pfed.daemon.status import (
     LocalHealthStatus,
     ModelStatus,
     NeighbourStatus,
+    PrivacyStatus,
     RelayStatus,
     RoundStatus,
     SiteStatus,
@@ -84,6 +85,7 @@ class StatusBuilder:
             totals=self._totals(),
             resources=resources_used(self._runtime.store.database_bytes),
             relay=self._relay(),
+            privacy=self._privacy(),
             storage_error=self._storage_error(),
             local_health=LocalHealthStatus(
                 self._probing.local_health_score, round(self._probing.lag_seconds, 3)
@@ -220,6 +222,25 @@ class StatusBuilder:
         if traffic is None:
             return None
         return RelayStatus(traffic.circuits, traffic.circuits_opened, traffic.carried_bytes)
+
+    def _privacy(self) -> PrivacyStatus | None:
+        privacy = self._runtime.privacy
+        if privacy is None:
+            return None
+        terms, ledger = privacy.terms, privacy.ledger
+        return PrivacyStatus(
+            epsilon_spent=privacy.epsilon_spent,
+            epsilon_left=max(0.0, terms.epsilon - privacy.epsilon_spent),
+            epsilon_budget=terms.epsilon,
+            delta=terms.delta,
+            noise_multiplier=terms.noise_multiplier,
+            clip_norm=terms.clip_norm,
+            sampling_rate=privacy.sampling_rate,
+            charged_rounds=ledger.entries if ledger is not None else 0,
+            assumed_rounds=ledger.assumed if ledger is not None else 0,
+            ledger_damaged=privacy.is_damaged,
+            stopped=privacy.stopped,
+        )
 
     def _totals(self) -> Totals:
         peers = [

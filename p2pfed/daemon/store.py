@@ -96,6 +96,11 @@ class Store:
         self.database_bytes = self._journal.size_bytes()
 
     @property
+    def journal(self) -> Journal:
+        """For the privacy ledger, whose table lies in it."""
+        return self._journal
+
+    @property
     def spool(self) -> Path:
         """Where payloads that are being received are kept."""
         return self.directory / "spool"

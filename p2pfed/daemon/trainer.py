@@ -153,10 +153,21 @@ class Trainer:
         """What this site keeps after training, shape (s,), in shared memory."""
         return self._after_start().regions.state_out
 
-    async def train(self, round_number: int, local_steps: int) -> frames.Trained:
-        """Train ``parameters_in`` for some local steps; see the class for what it raises."""
-        request = frames.Train(round_number=round_number, local_steps=local_steps)
+    async def train(
+        self, round_number: int, local_steps: int, noise_secret: bytes | None = None
+    ) -> frames.Trained:
+        """Train ``parameters_in`` for some local steps; see the class for what it raises.
+
+        :param noise_secret: of a private round, 32 bytes.
+        """
+        request = frames.Train(
+            round_number=round_number, local_steps=local_steps, noise_secret=noise_secret
+        )
         return await self._ask(request, frames.Trained)
+
+    async def price(self, request: frames.Price) -> frames.Priced:
+        """Account for private training."""
+        return await self._ask(request, frames.Priced)
 
     async def evaluate(self, side: frames.Side) -> frames.Evaluated:
         """Evaluate ``parameters_in`` or ``parameters_out`` on the site's hold-out."""

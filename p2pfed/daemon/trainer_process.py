@@ -31,7 +31,13 @@ ENVIRONMENT = {
 }
 
 ReplyT = TypeVar(
-    "ReplyT", frames.Ready, frames.Genesis, frames.Trained, frames.Evaluated, frames.Exported
+    "ReplyT",
+    frames.Ready,
+    frames.Genesis,
+    frames.Priced,
+    frames.Trained,
+    frames.Evaluated,
+    frames.Exported,
 )
 
 

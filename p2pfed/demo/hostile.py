@@ -51,13 +51,19 @@ class HostileRoundWork(RoundWork):
         self._spoilt_by: np.float32 | None = None
 
     def publish(
-        self, command: do.Publish, plan: FederationPlan, trained: Vector, optimiser: Vector
+        self,
+        command: do.Publish,
+        plan: FederationPlan,
+        trained: Vector,
+        optimiser: Vector,
+        privacy_spend: float = 0.0,
     ) -> Sendable:
         honest = trained.copy()
         lie = self._attack.model(self._view(command.round_number, honest), self._generator)
         bad = lie[~np.isfinite(lie)]
         self._spoilt_by = bad[0] if bad.size else None
-        item = super().publish(command, plan, as_model(lie) if bad.size else lie, optimiser)
+        model = as_model(lie) if bad.size else lie
+        item = super().publish(command, plan, model, optimiser, privacy_spend)
         self._honest = honest
         self._trained_digest = self._store.put_vector(honest)
         log.info(

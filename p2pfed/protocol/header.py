@@ -50,7 +50,7 @@ class Header:
     chunks_root: bytes
     chunk_count: int
     payload_bytes: int  # of the encoded payload before sealing
-    privacy_spend: float  # epsilon spent in this round; 0.0 where none is accounted
+    privacy_spend: float  # epsilon spent up to this round; 0.0 where none is accounted
     time_seconds: int  # wall clock of the sender, advisory only
 
 

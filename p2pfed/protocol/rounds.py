@@ -74,6 +74,11 @@ class RoundEngine(Collecting):
                 self._round_closed(event, now)
         return self._commands
 
+    @property
+    def signed_elsewhere(self) -> SignedHeader | None:
+        """The newest own delta header that neighbours hold and this state does not know of."""
+        return self._signed_rounds.newest
+
     def _require(self, *phases: Phase) -> None:
         if self.phase not in phases:
             raise LocalProtocolError(f"not expected while {self.phase}")

@@ -25,6 +25,11 @@ MAX_OPTIONS_DEPTH = 16  # tables within tables
 MAX_HOST_CHARACTERS = 253  # RFC 1035, section 2.3.4, as text
 MAX_ROUNDS = 2**40  # the largest round number that a header carries
 DEFAULT_REWIRING = 0.1
+MAX_BUDGET_EPSILON = 1000.0  # beyond it a guarantee says nothing
+# Less noise than this is none, and the accountant's series take seconds to sum.
+MIN_NOISE_MULTIPLIER = 0.1
+MAX_NOISE_MULTIPLIER = 1000.0
+MAX_CLIP_NORM = 1e6
 _HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")  # RFC 1123, section 2.1
 
 
@@ -410,6 +415,8 @@ class Task(Settings):
 
 
 class Privacy(Settings):
+    """What no site may go below, whatever its own file says."""
+
     minimum_records: int = field(
         "A site with fewer training records does not train. A site file may only raise it. "
         "Default 20.",
@@ -417,6 +424,44 @@ class Privacy(Settings):
         default=20,
         ge=2,
         le=MAX_INTEGER,
+    )
+    differential_privacy: bool = field(
+        "true: no site trains without differential privacy. false (default): each site decides; "
+        "where one does, the bounds below hold for it as well.",
+        reload=False,
+        default=False,
+    )
+    maximum_epsilon: Number = field(
+        "The largest privacy budget, epsilon, that a site may give its whole training, at its "
+        "delta; a site file may only lower it. Default 8.",
+        reload=False,
+        default=8.0,
+        gt=0.0,
+        le=MAX_BUDGET_EPSILON,
+    )
+    maximum_delta: Number = field(
+        "The largest delta at which a site may account; a site file may only lower it. It must "
+        "be less than 1 / records at every site. Default 1e-05.",
+        reload=False,
+        default=1e-5,
+        gt=0.0,
+        lt=1.0,
+    )
+    minimum_noise_multiplier: Number = field(
+        "The least noise: sigma, its standard deviation over the clipping norm; a site file may "
+        "only raise it. Default 1.",
+        reload=False,
+        default=1.0,
+        ge=MIN_NOISE_MULTIPLIER,
+        le=MAX_NOISE_MULTIPLIER,
+    )
+    maximum_clip_norm: Number = field(
+        "The largest 2-norm to which one record's gradient is clipped, and so the furthest that "
+        "one record moves a step; a site file may only lower it. Default 1.",
+        reload=False,
+        default=1.0,
+        gt=0.0,
+        le=MAX_CLIP_NORM,
     )
 
 

@@ -75,6 +75,8 @@ class _Trainer:
                 return self._open(request)
             case frames.Map():
                 return self._map(request)
+            case frames.Price():
+                return self._price(request)
             case frames.Train():
                 return self._train(request)
             case frames.Evaluate(side):
@@ -107,6 +109,7 @@ class _Trainer:
             holdout_records=loaded.holdout_records,
             device=device_words(loaded.learner.device),
             torch_version=torch.__version__,
+            sampling_rate=loaded.learner.privacy.sampling_rate if loaded.learner.privacy else 0.0,
         )
 
     def _map(self, request: frames.Map) -> frames.Genesis:
@@ -122,9 +125,17 @@ class _Trainer:
             self._regions.parameters_out[:] = genesis
         return frames.Genesis(digest=vector_digest(genesis))
 
+    def _price(self, request: frames.Price) -> frames.Priced:
+        from p2pfed.training.privacy.pricing import price  # noqa: PLC0415 - imports Opacus
+
+        loaded, regions = self._opened()
+        return price(request, loaded.learner, regions.state_in, loaded.request.maximum_local_steps)
+
     def _train(self, request: frames.Train) -> frames.Trained:
         loaded, regions = self._opened()
         opened = loaded.request
+        if (request.noise_secret is None) != (loaded.learner.privacy is None):
+            raise frames.FrameError("a secret goes with private training, and only with it")
         given = RoundInput(
             parameters=regions.parameters_in,
             state=regions.state_in,
@@ -133,6 +144,7 @@ class _Trainer:
             seed=round_seed(opened.seed, opened.site, request.round_number),
             sampler_seed=sampler_seed(opened.seed, opened.site),
             steps=opened.maximum_local_steps,
+            noise_secret=request.noise_secret,
         )
         summary = loaded.learner.train(
             loaded.datasets.training,

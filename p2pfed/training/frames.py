@@ -44,6 +44,9 @@ TensorShape = Annotated[
     tuple[str, Annotated[tuple[int, ...], Strict(strict=False)]], Strict(strict=False)
 ]
 
+SpendFields = Annotated[tuple[float, float, int], Strict(strict=False)]
+"""Sampling rate, noise multiplier and steps of a part of the training."""
+
 
 @dataclass(frozen=True, config=_STRICT)
 class Open:
@@ -58,6 +61,9 @@ class Open:
     :ivar threads: intra-op threads; another number gives other bytes for the same round.
     :ivar maximum_local_steps: more than these this site does not take in a round.
     :ivar topology_file: named in messages, like ``site_file``; neither is read.
+    :ivar noise_multiplier: with it the site trains with differential privacy: standard deviation
+        of the noise over ``clip_norm``, the 2-norm to which each record's gradient is clipped.
+    :ivar delta: at which the privacy is accounted.
     """
 
     task_kind: TaskKind
@@ -73,6 +79,9 @@ class Open:
     maximum_local_steps: Annotated[int, Field(ge=1)] | None = None
     topology_file: str = "topology.toml"
     site_file: str = "site.toml"
+    noise_multiplier: float | None = None
+    clip_norm: float | None = None
+    delta: float | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -89,10 +98,31 @@ class Map:
 
 @dataclass(frozen=True, config=_STRICT)
 class Train:
-    """Train from ``parameters_in`` and ``state_in``. Answered by :class:`Trained`."""
+    """Train from ``parameters_in`` and ``state_in``. Answered by :class:`Trained`.
+
+    :ivar noise_secret: what the noise and the sampling of a private round are drawn from; given
+        exactly where the task was opened with a noise multiplier.
+    """
 
     round_number: Annotated[int, Field(ge=0)]
     local_steps: Annotated[int, Field(ge=1)]
+    noise_secret: Annotated[bytes, Field(min_length=32, max_length=32)] | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Price:
+    """Account for what was spent, and for a round that would begin with ``state_in``. Answered by
+    :class:`Priced`.
+
+    :ivar spent: sampling rate, noise multiplier and steps of what was trained so far; the order
+        does not matter.
+    :ivar local_steps: of the round to come; 0 for none.
+    """
+
+    spent: Annotated[tuple[SpendFields, ...], Strict(strict=False)]
+    delta: float
+    round_number: Annotated[int, Field(ge=0)] = 0
+    local_steps: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -126,6 +156,7 @@ class Ready:
     :ivar kept_state_floats: as many of the first are kept when another model is taken up.
     :ivar schema: name and shape of each tensor, in the order of the flat vector.
     :ivar device: what is trained on, in words.
+    :ivar sampling_rate: probability with which a private step draws a record; 0 without privacy.
     """
 
     dimension: Annotated[int, Field(ge=1)]
@@ -137,6 +168,7 @@ class Ready:
     holdout_records: int
     device: str
     torch_version: str
+    sampling_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -168,6 +200,20 @@ class Trained:
     loss: float
     seconds: float
     samples: int
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Priced:
+    """The price.
+
+    :ivar epsilon: of what was spent.
+    :ivar next_spend: sampling rate, noise multiplier and steps of the round to come.
+    :ivar epsilon_with_next: of both together.
+    """
+
+    epsilon: Annotated[float, Field(ge=0.0)]
+    next_spend: SpendFields
+    epsilon_with_next: Annotated[float, Field(ge=0.0)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -228,15 +274,15 @@ class Failed:
     problems: tuple[ProblemFields, ...] = ()
 
 
-Request = Open | Map | Train | Evaluate | EvaluateFile | Export
-Reply = Ready | Genesis | Progress | Trained | Evaluated | Exported | Failed
+Request = Open | Map | Price | Train | Evaluate | EvaluateFile | Export
+Reply = Ready | Genesis | Progress | Priced | Trained | Evaluated | Exported | Failed
 Message = Request | Reply
 
 _KINDS: dict[str, type[Message]] = {
     message.__name__: message
     for message in (
-        Open, Map, Train, Evaluate, EvaluateFile, Export,
-        Ready, Genesis, Progress, Trained, Evaluated, Exported, Failed,
+        Open, Map, Price, Train, Evaluate, EvaluateFile, Export,
+        Ready, Genesis, Progress, Priced, Trained, Evaluated, Exported, Failed,
     )
 }  # fmt: skip
 

@@ -15,9 +15,10 @@ from p2pfed.tasks_catalogue import BUILTIN_TASKS
 from p2pfed.training.builtin import builtin_class
 from p2pfed.training.frames import Open
 from p2pfed.training.loop import Learner, genesis_model
+from p2pfed.training.privacy.settings import PrivateSettings
 from p2pfed.training.records import record_count
 from p2pfed.training.schema import prepare
-from p2pfed.training.settings import loop_settings
+from p2pfed.training.settings import LoopSettings, loop_settings
 from p2pfed.training.task import Datasets, Task, TaskError, task_code
 
 TASK_METHODS = ("build_model", "datasets", "loss", "metrics")
@@ -50,14 +51,29 @@ def load(request: Open) -> LoadedTask:
         raise TaskError(f"datasets returned {type(datasets).__name__}, no Datasets")
     training_records = record_count(datasets.training)
     check_record_floor(request, training_records)
+    privacy = _privacy(request, settings, training_records)
     model = genesis_model(task, request.seed)
     prepare(model)
+    topology_file = Path(request.topology_file)
+    learner = Learner(task, model, settings, device, topology_file, privacy)
+    if privacy is not None:
+        from p2pfed.training.privacy import requirements  # noqa: PLC0415 - Opacus is slow to import
+
+        requirements.check(learner, datasets.training, request)
     return LoadedTask(
         request=request,
-        learner=Learner(task, model, settings, device, Path(request.topology_file)),
+        learner=learner,
         datasets=datasets,
         training_records=training_records,
         holdout_records=record_count(datasets.holdout),
+    )
+
+
+def _privacy(request: Open, settings: LoopSettings, records: int) -> PrivateSettings | None:
+    if request.noise_multiplier is None or request.clip_norm is None:
+        return None
+    return PrivateSettings(
+        request.noise_multiplier, request.clip_norm, settings.batch_size, records
     )
 
 

@@ -6,6 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ from p2pfed.training.optimiser import (
 )
 from p2pfed.training.partition import partition, restore_unsent, unsent_state
 from p2pfed.training.personal import PersonalModel
+from p2pfed.training.privacy.randomness import SecretDraws
+from p2pfed.training.privacy.sampling import poisson_batches
+from p2pfed.training.privacy.settings import PrivateSettings
 from p2pfed.training.records import Reader, record_count
 from p2pfed.training.regions import Vector
 from p2pfed.training.sampling import Position, Sampler
@@ -57,6 +61,8 @@ class RoundInput:
     :ivar seed: of this round at this site, from :func:`round_seed`.
     :ivar sampler_seed: of this site's order of records, from :func:`~.sampling.sampler_seed`.
     :ivar steps: local steps that this site takes, where they are fewer.
+    :ivar noise_secret: 32 bytes, of a private round alone: what it draws its records and its noise
+        from, see :mod:`~.privacy.randomness`.
     """
 
     parameters: Vector
@@ -66,6 +72,7 @@ class RoundInput:
     seed: int
     sampler_seed: int
     steps: int | None = None
+    noise_secret: bytes | None = None
 
     @property
     def own_steps(self) -> int:
@@ -84,6 +91,7 @@ class RoundSummary:
 class Learner:
     """One model on one device, with the task and the settings that train it.
 
+    :param privacy: with it every round is trained with differential privacy, in float32.
     :raises ConfigurationError: the settings name parts that the model has not.
     :raises TrainingError: nothing of the model would travel.
     """
@@ -95,6 +103,7 @@ class Learner:
         settings: LoopSettings,
         device: torch.device,
         topology_file: Path = Path("topology.toml"),
+        privacy: PrivateSettings | None = None,
     ) -> None:
         self.task = task
         self.settings = settings
@@ -104,6 +113,7 @@ class Learner:
         self.model = model.to(device)
         self.gradients: Gradients = PlainGradients(task, settings, device)
         self._reader = Reader(task, device)
+        self.privacy = privacy
         self._part_size = settings.micro_batch_size or settings.batch_size
         self._corrections = corrections_for(settings)
         self._personal = (
@@ -189,28 +199,63 @@ class Learner:
         started = time.perf_counter()
         seed_everything(given.seed)
         before = self.load(given.parameters, given.state)
+        draws = self._secret_draws(given)
         if isinstance(self.task, PreparingTask) and self._prepares(dataset, given, before):
             return self._prepared(given, started, parameters_out, state_out)
 
-        batches, position = self._draw(dataset, given, before.position)
+        batches, position = self._draw(dataset, given, before.position, draws)
         new_state = np.zeros_like(given.state)
         after = self.layout.over(new_state)
         start = _copied(self._trained())
-        losses = self._local_steps(dataset, given, batches, before, after, start, on_progress)
-        result = self.genesis()
-        copy_out(self._local(), after.local)
-        _check_finite(given.round_number, result, new_state)
-        if self._personal is not None:
-            self._train_personal(self._personal, dataset, given, batches, before, after, start)
-            _check_finite(given.round_number, after.personal)
+        with self._private_gradients(draws):
+            losses = self._local_steps(dataset, given, batches, before, after, start, on_progress)
+            result = self.genesis()
+            copy_out(self._local(), after.local)
+            _check_finite(given.round_number, result, new_state)
+            if self._personal is not None:
+                self._train_personal(self._personal, dataset, given, batches, before, after, start)
+                _check_finite(given.round_number, after.personal)
         after.write_head(position, prepared=before.prepared)
         parameters_out[:], state_out[:] = result, new_state
         samples = sum(len(batch) for batch in batches)
         return RoundSummary(math.fsum(losses) / len(losses), time.perf_counter() - started, samples)
 
+    def _secret_draws(self, given: RoundInput) -> SecretDraws | None:
+        """What a private round draws from; None of any other."""
+        if (self.privacy is None) != (given.noise_secret is None):
+            raise ValueError("a secret goes with private training, and only with it")
+        if given.noise_secret is None:
+            return None
+        return SecretDraws(given.noise_secret)
+
+    @contextmanager
+    def _private_gradients(self, draws: SecretDraws | None) -> Iterator[None]:
+        """Take a private round's gradients in the block; nothing changes for any other."""
+        if draws is None or self.privacy is None:
+            yield
+            return
+        # Opacus takes a second to import, and most sites never need it.
+        from p2pfed.training.privacy.gradients import PrivateGradients, largest_part  # noqa: PLC0415
+
+        plain, self._part_size = self.gradients, min(self._part_size, largest_part(self.model))
+        private = PrivateGradients(self.task, self.model, self.privacy, draws)
+        self.gradients = private
+        try:
+            yield
+        finally:
+            private.close()
+            self.gradients = plain
+
     def _draw(
-        self, dataset: Dataset[Any], given: RoundInput, position: Position
+        self,
+        dataset: Dataset[Any],
+        given: RoundInput,
+        position: Position,
+        draws: SecretDraws | None,
     ) -> tuple[list[list[int]], Position]:
+        if draws is not None and self.privacy is not None:
+            rate, records = self.privacy.sampling_rate, self.privacy.records
+            return poisson_batches(draws, records, rate, given.own_steps), position
         sampler = Sampler(record_count(dataset), self.settings.batch_size, given.sampler_seed)
         return sampler.draw(position, given.own_steps)
 

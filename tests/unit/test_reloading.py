@@ -42,6 +42,19 @@ FIXED: dict[str, tuple[dict[str, Any], str, str]] = {
     "task.seed": ({"task": {**BEFORE["task"], "seed": 3}}, "3", "0"),
     "task.options": ({"task": {**BEFORE["task"], "options": {"width": 3}}}, "3", "2"),
     "privacy.minimum_records": ({"privacy": {"minimum_records": 30}}, "30", "20"),
+    "privacy.differential_privacy": (
+        {"privacy": {"differential_privacy": True}},
+        "True",
+        "False",
+    ),
+    "privacy.maximum_epsilon": ({"privacy": {"maximum_epsilon": 9.0}}, "9.0", "8.0"),
+    "privacy.maximum_delta": ({"privacy": {"maximum_delta": 1e-4}}, "0.0001", "1e-05"),
+    "privacy.minimum_noise_multiplier": (
+        {"privacy": {"minimum_noise_multiplier": 0.5}},
+        "0.5",
+        "1.0",
+    ),
+    "privacy.maximum_clip_norm": ({"privacy": {"maximum_clip_norm": 2.0}}, "2.0", "1.0"),
 }
 ONLY_ONE_VALUE = {"round.mode"}
 
