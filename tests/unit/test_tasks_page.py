@@ -14,9 +14,15 @@ from p2pfed.training.tasks.signal.options import SignalData, SignalOptions
 
 PAGE = (Path(__file__).parents[2] / "topology" / "TASKS.md").read_text()
 SECTIONS = {
-    "## Images": (ClassificationOptions, SegmentationOptions, Augmentation, Intensity, ImageData),
-    "## Records in time": (SignalOptions, SignalData),
-    "## A large model": (AdapterOptions, AdapterData),
+    "## image_classification and segmentation": (
+        ClassificationOptions,
+        SegmentationOptions,
+        Augmentation,
+        Intensity,
+        ImageData,
+    ),
+    "## signal": (SignalOptions, SignalData),
+    "## adapter": (AdapterOptions, AdapterData),
 }
 
 
