@@ -23,6 +23,7 @@ from p2pfed.report.document import (
     Report,
 )
 from p2pfed.report.page import render_page
+from p2pfed.report.records import Spending
 from p2pfed.topology import Topology
 
 log = structlog.get_logger(__name__)
@@ -52,12 +53,10 @@ def gather(
     site: Site,
     topology: Topology,
     *,
-    privacy: Privacy | None = None,
     other_sites: Sequence[Report] = (),
 ) -> Sources:
     """What the report of ``site`` is made of, as of now.
 
-    :param privacy: what the site's privacy ledger says; None where there is none.
     :raises StoreError: the state cannot be read, or there is none yet.
     """
     view = read_journal(site.state_directory)
@@ -76,9 +75,25 @@ def gather(
             contact=statement.contact,
         ),
         minimum_records=site.file.privacy.minimum_records,
-        privacy=privacy,
+        privacy=_privacy(view.records[-1].privacy if view.records else None),
         local=_local_figures(site.state_directory / LOCAL_NAME, schema),
         other_sites=_of_this_federation(other_sites, view.federation_id, site.file.name),
+    )
+
+
+def _privacy(spending: Spending | None) -> Privacy | None:
+    """What the last round's record says of the privacy budget."""
+    if spending is None:
+        return None
+    return Privacy(
+        mechanism="DP-SGD with Poisson sampling, accounted by Renyi differential privacy",
+        unit="record",
+        epsilon_spent=spending.epsilon_spent,
+        epsilon_limit=spending.epsilon_budget,
+        delta=spending.delta,
+        rounds_charged=spending.charged_rounds,
+        noise_multiplier=spending.noise_multiplier,
+        clipping_norm=spending.clip_norm,
     )
 
 
