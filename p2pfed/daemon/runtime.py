@@ -506,6 +506,7 @@ class Runtime:
             before=self.metrics_before,
             after=self.evaluated,
             left_out=self._left_out,
+            privacy=self.privacy,
         )
 
     def _hand_to_trainer(self, mixed: Mixed) -> None:

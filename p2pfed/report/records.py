@@ -85,6 +85,17 @@ class ReliabilityPoint(_Part):
     records: Bucket
 
 
+class RecordedPrivacy(_Part):
+    """The privacy ledger as it was when the round ended; epsilon is at ``delta``."""
+
+    epsilon_spent: float = Field(ge=0)
+    epsilon_budget: float = Field(gt=0)
+    delta: float = Field(gt=0, lt=1)
+    noise_multiplier: float
+    clip_norm: float
+    charged_rounds: int = Field(ge=0)
+
+
 class RoundRecord(_Part):
     """One finished round; see the journal's table ``history``.
 
@@ -96,6 +107,7 @@ class RoundRecord(_Part):
     :ivar after: the same after it.
     :ivar consensus_distance: Euclidean norm of the trained model less the aggregated one, over the
         norm of the trained one.
+    :ivar privacy: None of a round without differential privacy.
     :ivar at_seconds: end of the round by the site's clock, Unix time; 0 where not known.
     """
 
@@ -119,6 +131,7 @@ class RoundRecord(_Part):
     training_records: Bucket | None = None
     holdout_records: Bucket | None = None
     run: Run = Run()
+    privacy: RecordedPrivacy | None = None
     at_seconds: int = 0
 
 

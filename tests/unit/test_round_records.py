@@ -8,6 +8,7 @@ import numpy as np
 from p2pfed.aggregation import Outcome
 from p2pfed.daemon.round_records import NOT_EVALUATED, RoundRecords
 from p2pfed.daemon.round_work import Mixed
+from p2pfed.privacy_terms import PrivacyTerms
 from p2pfed.protocol.commands import Notice, NoticeKind
 from p2pfed.protocol.plan import FederationPlan
 from p2pfed.report.records import MAX_REFUSALS_PER_ROUND, parse_record
@@ -115,3 +116,19 @@ def test_a_fall_is_seen_when_it_comes_and_after_a_restart() -> None:
 def test_a_damaged_record_does_not_keep_a_daemon_from_starting() -> None:
     records = RoundRecords([{"round": "x"}, made(RoundRecords([]), 1)])
     assert records.drifts == ()
+
+
+def test_the_privacy_that_is_spent_is_kept_with_the_round() -> None:
+    class Ledger:
+        entries = 3
+
+    class Spending:
+        terms = PrivacyTerms(epsilon=4.0, delta=1e-5, noise_multiplier=1.1, clip_norm=0.5)
+        ledger = Ledger()
+        epsilon_spent = 1.25
+
+    found = parse_record(json.loads(json.dumps(made(RoundRecords([]), privacy=Spending()))))
+    assert found.privacy is not None
+    assert (found.privacy.epsilon_spent, found.privacy.charged_rounds) == (1.25, 3)
+    assert found.privacy.epsilon_budget == 4.0
+    assert parse_record(made(RoundRecords([]))).privacy is None
