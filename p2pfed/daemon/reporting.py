@@ -24,7 +24,7 @@ from p2pfed.report.document import (
     Report,
 )
 from p2pfed.report.page import render_page
-from p2pfed.report.records import RecordedPrivacy
+from p2pfed.report.records import Spending
 from p2pfed.topology import Topology
 
 log = structlog.get_logger(__name__)
@@ -90,7 +90,7 @@ def _privacy(view: JournalView, terms: PrivacyTerms | None) -> Privacy | None:
     if recorded is None:
         if terms is None:
             return None
-        recorded = RecordedPrivacy(
+        recorded = Spending(
             epsilon_spent=0.0,
             epsilon_budget=terms.epsilon,
             delta=terms.delta,

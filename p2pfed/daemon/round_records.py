@@ -8,7 +8,6 @@ from typing import Any
 import structlog
 
 from p2pfed import __version__
-from p2pfed.daemon.private_training import PrivateTraining
 from p2pfed.daemon.round_work import Mixed
 from p2pfed.protocol.commands import Notice, NoticeKind
 from p2pfed.protocol.plan import FederationPlan
@@ -75,12 +74,13 @@ class RoundRecords:
         before: Mapping[str, float],
         after: frames.Evaluated,
         left_out: tuple[str, ...],
-        privacy: PrivateTraining | None = None,
+        privacy: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
         """The record of a round, as JSON has it; see :class:`~p2pfed.report.records.RoundRecord`.
 
         :param trained: None where the round's training was done in an earlier life of the daemon.
         :param left_out: neighbours that did not deliver.
+        :param privacy: the state of the privacy budget, where there is one.
         """
         self._refusals_written = len(self._refusals)
         outcome = mixed.outcome
@@ -112,7 +112,7 @@ class RoundRecords:
                 "model_schema": plan.schema_digest.hex(),
                 "parameters": ready.dimension,
             },
-            "privacy": _privacy(privacy) if privacy is not None else None,
+            "privacy": privacy,
             "at_seconds": int(time.time()),
         }
 
@@ -124,15 +124,3 @@ class RoundRecords:
         self._recent.append(parsed)
         self.drifts = drifts_of(list(self._recent))
         return parsed
-
-
-def _privacy(privacy: PrivateTraining) -> dict[str, Any]:
-    terms, ledger = privacy.terms, privacy.ledger
-    return {
-        "epsilon_spent": privacy.epsilon_spent,
-        "epsilon_budget": terms.epsilon,
-        "delta": terms.delta,
-        "noise_multiplier": terms.noise_multiplier,
-        "clip_norm": terms.clip_norm,
-        "charged_rounds": ledger.entries if ledger is not None else 0,
-    }

@@ -85,15 +85,16 @@ class ReliabilityPoint(_Part):
     records: Bucket
 
 
-class RecordedPrivacy(_Part):
-    """The privacy ledger as it was when the round ended; epsilon is at ``delta``."""
+class Spending(_Part):
+    """The site's privacy budget at the end of a round; ``stopped``: why it trains no more."""
 
-    epsilon_spent: float = Field(ge=0)
-    epsilon_budget: float = Field(gt=0)
-    delta: float = Field(gt=0, lt=1)
+    epsilon_spent: float
+    epsilon_budget: float
+    delta: float
     noise_multiplier: float
     clip_norm: float
-    charged_rounds: int = Field(ge=0)
+    charged_rounds: int
+    stopped: str | None = None
 
 
 class RoundRecord(_Part):
@@ -107,7 +108,7 @@ class RoundRecord(_Part):
     :ivar after: the same after it.
     :ivar consensus_distance: Euclidean norm of the trained model less the aggregated one, over the
         norm of the trained one.
-    :ivar privacy: None of a round without differential privacy.
+    :ivar privacy: None where the site trains without differential privacy.
     :ivar at_seconds: end of the round by the site's clock, Unix time; 0 where not known.
     """
 
@@ -131,7 +132,7 @@ class RoundRecord(_Part):
     training_records: Bucket | None = None
     holdout_records: Bucket | None = None
     run: Run = Run()
-    privacy: RecordedPrivacy | None = None
+    privacy: Spending | None = None
     at_seconds: int = 0
 
 

@@ -198,6 +198,25 @@ def test_the_command_alone_prints_the_main_figures(site_file: Path) -> None:
     assert "No differential privacy is configured" in done.output
 
 
+def test_the_report_says_what_the_last_round_found_in_the_privacy_ledger(site_file: Path) -> None:
+    store = state(site_file)
+    spending = {
+        "epsilon_spent": 1.25,
+        "epsilon_budget": 4.0,
+        "delta": 1e-5,
+        "noise_multiplier": 1.1,
+        "clip_norm": 1.0,
+        "charged_rounds": 12,
+    }
+    commit(store, 3, privacy=spending)
+    store.close()
+    done = CliRunner().invoke(app, ["report", "--config", str(site_file)])
+    assert "epsilon 1.250 of 4 is spent at delta 1e-05" in done.output
+    accounted = report_of(site_file).privacy.accounted
+    assert accounted is not None
+    assert (accounted.rounds_charged, accounted.clipping_norm) == (12, 1.0)
+
+
 def test_reports_of_other_federations_and_of_a_site_twice_are_refused(
     site_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 from p2pfed.aggregation import Outcome
 from p2pfed.daemon.round_records import NOT_EVALUATED, RoundRecords
 from p2pfed.daemon.round_work import Mixed
-from p2pfed.privacy_terms import PrivacyTerms
 from p2pfed.protocol.commands import Notice, NoticeKind
 from p2pfed.protocol.plan import FederationPlan
 from p2pfed.report.records import MAX_REFUSALS_PER_ROUND, parse_record
@@ -47,6 +46,7 @@ def made(records: RoundRecords, number: int = 0, **changes: Any) -> dict[str, An
             bins=((0.2, 0.1, 34), (0.8, 0.9, 4)),
         ),
         "left_out": ("c",),
+        "privacy": None,
     }
     outcome = Outcome("mean", {"b": 0.5}, {}, dropped=("d",))
     mixed = Mixed(b"\x03" * 32, np.zeros(5, np.float32), outcome, 0.125)
@@ -119,16 +119,16 @@ def test_a_damaged_record_does_not_keep_a_daemon_from_starting() -> None:
 
 
 def test_the_privacy_that_is_spent_is_kept_with_the_round() -> None:
-    class Ledger:
-        entries = 3
-
-    class Spending:
-        terms = PrivacyTerms(epsilon=4.0, delta=1e-5, noise_multiplier=1.1, clip_norm=0.5)
-        ledger = Ledger()
-        epsilon_spent = 1.25
-
-    found = parse_record(json.loads(json.dumps(made(RoundRecords([]), privacy=Spending()))))
+    spending = {
+        "epsilon_spent": 1.25,
+        "epsilon_budget": 4.0,
+        "delta": 1e-5,
+        "noise_multiplier": 1.1,
+        "clip_norm": 0.5,
+        "charged_rounds": 3,
+        "stopped": None,
+    }
+    found = parse_record(json.loads(json.dumps(made(RoundRecords([]), privacy=spending))))
     assert found.privacy is not None
-    assert (found.privacy.epsilon_spent, found.privacy.charged_rounds) == (1.25, 3)
-    assert found.privacy.epsilon_budget == 4.0
+    assert found.privacy.model_dump() == spending
     assert parse_record(made(RoundRecords([]))).privacy is None
