@@ -196,7 +196,7 @@ def _together(participants: Sequence[Participant]) -> float | None:
         learner.model.eval()
         with torch.no_grad():
             parts = [
-                task.predict(learner.model, learner.batches(other.site.test))
+                task.predictions(learner.model, learner.batches(other.site.test))
                 for other in participants
             ]
         labels = np.concatenate([part.labels for part in parts])

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
 from p2pfed.training.loader_workers import LoaderWorkers
 from p2pfed.training.seeded_records import Draw, SeededRecords, record_seed, unchanged_generators
@@ -139,10 +146,16 @@ class Tensors:
 
 
 def tensors_of(dataset: Dataset[Any]) -> Tensors | None:
-    """The tensors behind a ``TensorDataset`` or a ``Subset`` of one; None for any other, also a
-    class derived from these, whose items may be something else."""
+    """The tensors behind a ``TensorDataset``, a ``Subset`` of one or a ``ConcatDataset`` of some.
+
+    None for any other, also a class derived from these, whose items may be something else.
+    """
     if type(dataset) is TensorDataset:
         return Tensors(dataset.tensors)
+    if type(dataset) is ConcatDataset:
+        parts = [one.tensors for one in dataset.datasets if type(one) is TensorDataset]
+        if len(parts) == len(dataset.datasets):
+            return Tensors([torch.cat(column) for column in zip(*parts, strict=True)])
     if type(dataset) is Subset and type(dataset.dataset) is TensorDataset:
         return Tensors(dataset.dataset.tensors, torch.as_tensor(dataset.indices))
     return None

@@ -69,7 +69,7 @@ def test_a_round_survives_closing_and_opening(tmp_path: Path) -> None:
     [item] = again.envelopes()
     assert item.signed == signed(1)
     assert item.ciphertext.read_bytes() == b"sealed 1"
-    assert again.vector(generation.optimiser, 0).shape == (0,)
+    assert again.vector(generation.site_state, 0).shape == (0,)
     again.close()
 
 
@@ -109,7 +109,7 @@ def commit(store: Store, slot: int, replica: np.ndarray, number: int) -> None:
     state = ReplicaState(vector_digest(replica), number, number + 1)
     generation = publish(store, number + 1)
     following = Generation(
-        number + 1, False, generation.model, generation.replica, generation.optimiser
+        number + 1, False, generation.model, generation.replica, generation.site_state
     )
     store.commit_round(
         following,
@@ -132,7 +132,7 @@ def test_what_a_site_is_known_to_be_goes_with_the_round_and_its_replica_when_it_
         sites[site] = StoredReplica(ReplicaState(vector_digest(vector(1)), 0, 1), 0)
     made = publish(store, 1)
     standings = [Standing("b", 3, True, 8), Standing("z", 1)]
-    joined = Generation(1, False, made.model, made.replica, made.optimiser, since_round=1)
+    joined = Generation(1, False, made.model, made.replica, made.site_state, since_round=1)
     store.commit_round(joined, sites, {}, {"round": 0}, standings)
     store.close()
 

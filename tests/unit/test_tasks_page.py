@@ -11,12 +11,21 @@ from p2pfed.training.tasks.imaging.classification import ClassificationOptions
 from p2pfed.training.tasks.imaging.options import Augmentation, ImageData, Intensity
 from p2pfed.training.tasks.imaging.segmentation import SegmentationOptions
 from p2pfed.training.tasks.signal.options import SignalData, SignalOptions
+from p2pfed.training.tasks.tabular.columns import Column
+from p2pfed.training.tasks.tabular.options import TabularData, TabularOptions
 
 PAGE = (Path(__file__).parents[2] / "topology" / "TASKS.md").read_text()
 SECTIONS = {
-    "## Images": (ClassificationOptions, SegmentationOptions, Augmentation, Intensity, ImageData),
-    "## Records in time": (SignalOptions, SignalData),
-    "## A large model": (AdapterOptions, AdapterData),
+    "## tabular": (TabularOptions, TabularData, Column),
+    "## image_classification and segmentation": (
+        ClassificationOptions,
+        SegmentationOptions,
+        Augmentation,
+        Intensity,
+        ImageData,
+    ),
+    "## signal": (SignalOptions, SignalData),
+    "## adapter": (AdapterOptions, AdapterData),
 }
 
 

@@ -208,6 +208,11 @@ def test_a_file_that_does_not_fit_the_backbone_is_refused(tmp_path: Path) -> Non
         ({"target_modules": ["5"]}, "target_modules", "adapts a layer of head"),
         ({"head": ["classifier"]}, "head", "no such module"),
         ({"of_options": {"batch_size": 3}}, "of_options.batch_size", "is a setting of the loop"),
+        (
+            {"of_options": {**TABLE["of_options"], "standardise": "federated"}},
+            "of_options.standardise",
+            "of which an adapter has none",
+        ),
         ({"of_options": {"label": "a", "columns": []}}, "of_options.columns", "at least 1"),
     ],
 )

@@ -410,6 +410,31 @@ def test_affine_augmentation_stays_within_its_bounds() -> None:
     torch.testing.assert_close(augment(still, images)[0], images, atol=1e-4, rtol=0)
 
 
+def test_mixed_precision_does_not_blur_what_is_augmented() -> None:
+    images = torch.rand(4, 1, 32, 32)
+    settings = Augmentation(rotation_degrees=30.0, translation=0.2)
+    torch.manual_seed(0)
+    exact, _ = augment(settings, images)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed, _ = augment(settings, images)
+    assert torch.equal(exact, mixed)
+
+
+@pytest.mark.parametrize("task_class", [ImageClassification, Segmentation])
+def test_losses_in_mixed_precision_are_near_those_in_full(task_class: Any) -> None:
+    task = task_class(OPTIONS, {"path": "a"})
+    model = genesis_model(task, 0)
+    targets = torch.tensor([0, 1]) if task_class is ImageClassification else None
+    batch = [torch.rand(2, 1, 8, 8), torch.ones(2, 1, 8, 8).byte() if targets is None else targets]
+    full = task.loss(model, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = task.loss(model, batch)
+    assert mixed.item() == pytest.approx(full.item(), rel=0.02)
+    mixed.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_a_round_that_is_augmented_is_trained_again_to_the_same_bytes(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=pictures(20), labels=np.arange(20) % 2)
     options = {

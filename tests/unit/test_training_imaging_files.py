@@ -141,6 +141,23 @@ def test_a_file_cut_anywhere_or_overwritten_is_refused_or_read_but_nothing_else(
             assert found.dtype == np.float32
 
 
+def test_nothing_that_stands_in_a_header_is_logged_or_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_dicom(tmp_path / "a.dcm", VOLUME)
+    whole = path.read_bytes()
+    broken = whole.replace(b"IS\x02\x004 ", b"IS\x02\x004X")  # pydicom repeats it, and warns
+    assert broken != whole
+    path.write_bytes(broken)
+    refused(path, 3)
+    scan = write_nifti(tmp_path / "a.nii", VOLUME)
+    whole = scan.read_bytes()
+    scan.write_bytes(whole[:4] + PATIENT.encode() + whole[12:70] + b"\xff\xff" + whole[72:])
+    refused(scan, 3)
+    assert caplog.records == []
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_compression_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     text = refused(transcoded(tmp_path / "ls.dcm", GREY, JPEGLSLossless))
     assert "cannot be read here (JPEG-LS Lossless Image Compression)" in text

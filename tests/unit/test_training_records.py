@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset, default_collate
 
 from p2pfed.errors import DataError, Problem, TrainingError
 from p2pfed.training.loader_workers import why_not_passed_on
@@ -118,7 +118,8 @@ def test_tensors_are_taken_as_the_default_collation_joins_them(
     reader_of: Callable[..., Reader],
 ) -> None:
     whole = TensorDataset(torch.randn(20, 3), torch.arange(20))
-    for dataset in (whole, Subset(whole, list(range(19, 9, -1)))):
+    halves = ConcatDataset([TensorDataset(*(t[:7] for t in whole.tensors)), whole])
+    for dataset in (whole, Subset(whole, list(range(19, 9, -1))), halves):
         assert tensors_of(dataset) is not None
         for parts, batch in zip(read(reader_of(), dataset), BATCHES, strict=True):
             expected = default_collate([dataset[index] for index in batch])

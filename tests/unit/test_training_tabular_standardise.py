@@ -22,6 +22,7 @@ from p2pfed.errors import ConfigurationError
 from p2pfed.training.baseline import predict, train_baseline
 from p2pfed.training.evaluation.binary import auc
 from p2pfed.training.loop import Learner, RoundInput, genesis_model, round_seed
+from p2pfed.training.privacy.requirements import check_preparation
 from p2pfed.training.sampling import sampler_seed
 from p2pfed.training.schema import prepare
 from p2pfed.training.site_state import SiteModel
@@ -337,6 +338,14 @@ def test_what_a_contribution_costs_is_known() -> None:
     assert spend() is None
     assert spend(**federated()) == (0.0, 1.0)
     assert spend(**federated(standardise_noise_multiplier=3.0)) == (3.0, 1.0)
+
+
+def test_a_private_federation_refuses_exact_statistics() -> None:
+    file = Path("topology.toml")
+    with pytest.raises(ConfigurationError, match="standardise_noise_multiplier"):
+        check_preparation(Tabular(heart_options(**federated()), {"path": "a.csv"}), file)
+    for hidden in ({}, federated(standardise_noise_multiplier=3.0)):
+        check_preparation(Tabular(heart_options(**hidden), {"path": "a.csv"}), file)
 
 
 def test_a_site_contributes_once_and_then_only_gossips() -> None:

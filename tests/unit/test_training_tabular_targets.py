@@ -32,6 +32,7 @@ from p2pfed.errors import ConfigurationError, DataError
 from p2pfed.training.baseline import predict, train_baseline
 from p2pfed.training.evaluation.assessment import assess
 from p2pfed.training.evaluation.multiclass import multiclass_metrics
+from p2pfed.training.privacy.requirements import check_loss
 from p2pfed.training.site_state import SiteModel
 from p2pfed.training.tasks.tabular.targets.regression import regression_metrics
 from p2pfed.training.tasks.tabular.targets.survival import (
@@ -373,6 +374,21 @@ def test_without_an_event_there_is_nothing_to_learn_and_no_figure(tmp_path: Path
     path = write(tmp_path / "a.csv", "age,days,died", rows)
     assert "none of 9 records has the event" in problems_of(task)[""]
     assert path.exists()
+
+
+def test_survival_cannot_be_private_and_the_other_targets_can(tmp_path: Path) -> None:
+    def check(target: Mapping[str, Any], header: str, rows: Sequence[str]) -> None:
+        path = write(tmp_path / "a.csv", header, rows)
+        task = task_for(path, **target)
+        dataset = task.file_dataset(path)
+        check_loss(task, task.build_model(), dataset, len(rows), lambda batch: batch, path)
+
+    numbered = range(20, 50)
+    check(STAGES, "age,stage", [f"{n},{('I', 'II', 'III')[n % 3]}" for n in numbered])
+    rate = {"target": "regression", "label": "rate"}
+    check(rate, "age,rate", [f"{n},{60 + n}" for n in numbered])
+    with pytest.raises(ConfigurationError, match="not the mean of their own"):
+        check(SURVIVAL, "age,days,died", [f"{n},{n},{n % 2}" for n in numbered])
 
 
 def test_scores_far_apart_leave_loss_and_gradient_finite() -> None:

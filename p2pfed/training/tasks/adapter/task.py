@@ -219,6 +219,16 @@ class Adapter:
             for name in options.of_options
             if name in loop
         ]
+        if options.of == "tabular" and options.of_options.get("standardise") == "federated":
+            problems.append(
+                Problem(
+                    self.topology_file,
+                    "task.options.of_options.standardise",
+                    "federated",
+                    "is agreed on in the table task's own network, of which an adapter has none",
+                    'declare centre and scale, with standardise = "declared"',
+                )
+            )
         if problems:
             raise ConfigurationError(problems)
         task_class = builtin_class(options.of, self.topology_file, "task.options.of")

@@ -25,13 +25,14 @@ def augment(
         images = _flipped(images, chosen, axis)
         masks = None if masks is None else _flipped(masks, chosen, axis)
     if settings.moves:
-        dimensions = images.ndim - 2
-        affine = random_affine(settings, len(images), dimensions).to(images.device)
-        grid = affine_grid(affine, list(images.shape), align_corners=False)
-        images = grid_sample(images, grid, padding_mode="border", align_corners=False)
-        if masks is not None:
-            moved = grid_sample(masks.float(), grid, mode="nearest", align_corners=False)
-            masks = moved.to(masks.dtype)
+        # In mixed precision the grid would be off by up to a 256th of a side.
+        with torch.autocast(images.device.type, enabled=False):
+            affine = random_affine(settings, len(images), images.ndim - 2).to(images.device)
+            grid = affine_grid(affine, list(images.shape), align_corners=False)
+            images = grid_sample(images, grid, padding_mode="border", align_corners=False)
+            if masks is not None:
+                moved = grid_sample(masks.float(), grid, mode="nearest", align_corners=False)
+                masks = moved.to(masks.dtype)
     return images, masks
 
 

@@ -4,8 +4,9 @@ The modality's rescaling is applied, so that a CT is in Hounsfield units at ever
 MONOCHROME1 is turned so that a higher number is brighter.
 """
 
+import logging
 import struct
-import warnings
+import zlib
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,13 @@ _DAMAGE = (
     IndexError,
     NotImplementedError,
     RuntimeError,
+    ArithmeticError,
     struct.error,
+    zlib.error,
 )
+
+# Its log repeats header values, and so do its warnings, which read_image holds back.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 
 
 def read_dicom(path: Path, dimensions: int, max_voxels: int) -> Pixels:
@@ -159,12 +165,10 @@ def _to_patient_axes(
 
 def _open(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they repeat header values
-            dataset = pydicom.dcmread(path)
-            syntax = dataset.file_meta.TransferSyntaxUID
-            readable = syntax.is_transfer_syntax and not syntax.is_private
-            readable = readable and get_decoder(syntax).is_available
+        dataset = pydicom.dcmread(path)
+        syntax = dataset.file_meta.TransferSyntaxUID
+        readable = syntax.is_transfer_syntax and not syntax.is_private
+        readable = readable and get_decoder(syntax).is_available
     except _DAMAGE as error:
         raise refusal(path, "is damaged, or no DICOM file", "export it again") from error
     if not readable:
@@ -199,14 +203,12 @@ def _decode(path: Path, dataset: Any, max_voxels: int) -> NDArray[Any]:
             "export it as a series, one file a slice",
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            stored = dataset.pixel_array
-            values = np.asarray(apply_modality_lut(stored, dataset), np.float32)
-            if interpretation == "MONOCHROME1":
-                ends = _stored_ends(dataset)
-                low, high = np.asarray(apply_modality_lut(ends, dataset), np.float32)
-                values = low + high - values
+        stored = dataset.pixel_array
+        values = np.asarray(apply_modality_lut(stored, dataset), np.float32)
+        if interpretation == "MONOCHROME1":
+            ends = _stored_ends(dataset)
+            low, high = np.asarray(apply_modality_lut(ends, dataset), np.float32)
+            values = low + high - values
     except _DAMAGE as error:
         raise refusal(path, "its pixels are damaged or cut short", "export it again") from error
     shape = (count, rows, columns) if samples == 1 else (count, rows, columns, samples)

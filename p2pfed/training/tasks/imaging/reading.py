@@ -3,6 +3,7 @@
 Messages name the file and what is wrong with it, never what a header says of a patient.
 """
 
+import logging
 import struct
 import warnings
 import zlib
@@ -12,6 +13,7 @@ from typing import Any
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import OrientationError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
@@ -30,6 +32,8 @@ IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, *NIFTI_SUFFIXES, *DICOM_SUFFIXES)
 
 Pixels = NDArray[np.float32]
 
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)  # it repeats header values
+
 
 def read_image(path: Path, dimensions: int, channels: int) -> Pixels:
     """An image as its device stored it, shape (channels, *spatial), float32.
@@ -43,17 +47,10 @@ def read_image(path: Path, dimensions: int, channels: int) -> Pixels:
     :raises DataError: no such file, damaged, too large, of another kind or shape, or compressed
         in a way that cannot be read here.
     """
-    if path.is_dir() and dimensions == 3:
-        pixels = read_series(path, MAX_FILE_BYTES, MAX_VOXELS)
-    else:
-        file_bytes(path, MAX_FILE_BYTES)
-        name = path.name.lower()
-        if name.endswith(PICTURE_SUFFIXES):
-            pixels = _read_picture(path, channels)
-        elif name.endswith(NIFTI_SUFFIXES):
-            pixels = _read_nifti(path, dimensions, channels)
-        else:  # archives name DICOM files as they like, so their content decides
-            pixels = read_dicom(path, dimensions, MAX_VOXELS)
+    with warnings.catch_warnings():
+        # The libraries' warnings repeat what stands in a header.
+        warnings.simplefilter("ignore")
+        pixels = _read(path, dimensions, channels)
     if pixels.ndim != dimensions + 1 or pixels.shape[0] != channels:
         found = f"{pixels.ndim - 1} dimensions and {pixels.shape[0]} channels"
         raise refusal(
@@ -76,23 +73,34 @@ def stem(path: Path) -> str:
     return path.name
 
 
+def _read(path: Path, dimensions: int, channels: int) -> Pixels:
+    if path.is_dir() and dimensions == 3:
+        return read_series(path, MAX_FILE_BYTES, MAX_VOXELS)
+    file_bytes(path, MAX_FILE_BYTES)
+    name = path.name.lower()
+    if name.endswith(PICTURE_SUFFIXES):
+        return _read_picture(path, channels)
+    if name.endswith(NIFTI_SUFFIXES):
+        return _read_nifti(path, dimensions, channels)
+    # Archives name DICOM files as they like, so their content decides.
+    return read_dicom(path, dimensions, MAX_VOXELS)
+
+
 def _read_picture(path: Path, channels: int) -> Pixels:
     """A PNG or JPEG as (channels, rows, columns): grey of 8 or 16 bits, or colour of 8."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit holds
-            with Image.open(path, formats=("PNG", "JPEG")) as file:
-                if file.width * file.height > MAX_VOXELS:
-                    raise refusal(path, f"has over {MAX_VOXELS} pixels", "export it smaller")
-                deep = file.mode.startswith("I")
-                if deep and channels != 1:
-                    raise refusal(path, "is grey, of 16 bits", "export it in colour of 8 bits")
-                if not deep:
-                    file.draft("L" if channels == 1 else "RGB", file.size)
-                turned: Any = ImageOps.exif_transpose(file)
-                if not deep:
-                    turned = turned.convert("L" if channels == 1 else "RGB")
-                pixels = np.asarray(turned, np.float32)  # (rows, columns[, 3])
+        with Image.open(path, formats=("PNG", "JPEG")) as file:
+            if file.width * file.height > MAX_VOXELS:
+                raise refusal(path, f"has over {MAX_VOXELS} pixels", "export it smaller")
+            deep = file.mode.startswith("I")
+            if deep and channels != 1:
+                raise refusal(path, "is grey, of 16 bits", "export it in colour of 8 bits")
+            if not deep:
+                file.draft("L" if channels == 1 else "RGB", file.size)
+            turned: Any = ImageOps.exif_transpose(file)
+            if not deep:
+                turned = turned.convert("L" if channels == 1 else "RGB")
+            pixels = np.asarray(turned, np.float32)  # (rows, columns[, 3])
     except Image.DecompressionBombError as error:
         raise refusal(path, "has too many pixels", "export it smaller") from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
@@ -117,8 +125,11 @@ def _read_nifti(path: Path, dimensions: int, channels: int) -> Pixels:
         WrapStructError,
         OSError,
         EOFError,
+        OrientationError,
+        ArithmeticError,
         ValueError,
         TypeError,
+        IndexError,
         zlib.error,
         struct.error,
     ) as error:
