@@ -1,7 +1,7 @@
 """A round's local steps in p2pfed's loop against a bare PyTorch loop over the same model and data.
 
     OMP_NUM_THREADS=1 python benchmarks/local_step.py [--device cpu] [--models small cnn mlp]
-        [--steps 3 20] [--rounds 31] [--batch-size 64]
+        [--steps 3 20] [--instances 5] [--rounds 5] [--batch-size 64] [--fused] [--wall]
 
 Both take the same local steps in one process, turn by turn, so that noise meets both. The bare
 loop is what one writes without a federation: index the tensors, zero_grad, loss, backward, step;
@@ -9,7 +9,10 @@ its model and its optimiser stay where they are from round to round. p2pfed's ro
 and the optimiser's state out of the daemon's vectors, draws its batches, seeds, looks at every
 loss, reports progress, checks that the model is finite, and lays everything into vectors again.
 Torch is set as in the trainer process while it runs (deterministic algorithms) and left at its
-defaults for the bare loop.
+defaults for the bare loop; ``--fused`` gives that the fused optimiser, which p2pfed always takes.
+
+Both are built anew ``--instances`` times, in turns the one or the other first: where a model's
+tensors happen to lie in memory moves the time of a step by a tenth and more.
 
 Printed for each model and number of local steps: milliseconds a step of both, their ratio (the
 median over pairs of neighbouring rounds), the ratio of the fastest round of each, which a busy
@@ -223,9 +226,14 @@ class Stopwatch:
 
 
 def compare(
-    bare: BareLoop, federated: FederatedLoop, steps: int, rounds: int, stopwatch: Stopwatch
-) -> Comparison:
+    bare: BareLoop,
+    federated: FederatedLoop,
+    comparison: Comparison,
+    rounds: int,
+    stopwatch: Stopwatch,
+) -> None:
     """Time ``rounds`` pairs; who is first alternates."""
+    steps = comparison.steps
 
     def time_bare() -> float:
         return stopwatch.seconds(lambda: bare.round(steps))
@@ -238,16 +246,15 @@ def compare(
             torch.use_deterministic_algorithms(False)
             torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
 
-    bare_seconds, federated_seconds = [], []
-    time_bare(), time_federated()
+    for _ in range(2):  # until both of the vectors that take turns have been written to
+        time_bare(), time_federated()
     for number in range(rounds):
         if number % 2:
-            bare_seconds.append(time_bare())
-            federated_seconds.append(time_federated())
+            comparison.bare.append(time_bare())
+            comparison.federated.append(time_federated())
         else:
-            federated_seconds.append(time_federated())
-            bare_seconds.append(time_bare())
-    return Comparison(steps, bare_seconds, federated_seconds)
+            comparison.federated.append(time_federated())
+            comparison.bare.append(time_bare())
 
 
 def main() -> None:
@@ -257,7 +264,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--steps", nargs="+", type=int, default=[3, 20])
-    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--instances", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--fused", action="store_true")
     parser.add_argument("--wall", action="store_true")
@@ -272,18 +280,33 @@ def main() -> None:
     )
     for name in arguments.models:
         task = Classification(name)
-        bare = BareLoop(task, arguments.batch_size, device, arguments.fused)
-        federated = FederatedLoop(task, arguments.batch_size, device)
-        for steps in arguments.steps:
-            found = compare(bare, federated, steps, arguments.rounds, stopwatch)
+        found = {steps: Comparison(steps, [], []) for steps in arguments.steps}
+        parameters = 0
+        for instance in range(arguments.instances):
+            bare, federated = loops(task, arguments, device, bare_first=instance % 2 == 0)
+            parameters = federated.parameters
+            for comparison in found.values():
+                compare(bare, federated, comparison, arguments.rounds, stopwatch)
+        for steps, comparison in found.items():
             print(
-                f"{name:>6} {federated.parameters:11,} {steps:5} "
-                f"{statistics.median(found.bare) / steps * 1e3:9.3f} "
-                f"{statistics.median(found.federated) / steps * 1e3:9.3f} {found.ratio:5.3f} "
-                f"{found.ratio_of_fastest:7.3f} "
-                f"{found.round_overhead_seconds * 1e3:9.2f} ms",
+                f"{name:>6} {parameters:11,} {steps:5} "
+                f"{statistics.median(comparison.bare) / steps * 1e3:9.3f} "
+                f"{statistics.median(comparison.federated) / steps * 1e3:9.3f} "
+                f"{comparison.ratio:5.3f} {comparison.ratio_of_fastest:7.3f} "
+                f"{comparison.round_overhead_seconds * 1e3:9.2f} ms",
                 flush=True,
             )
+
+
+def loops(
+    task: Classification, arguments: argparse.Namespace, device: torch.device, *, bare_first: bool
+) -> tuple[BareLoop, FederatedLoop]:
+    """Both, fresh."""
+    if bare_first:
+        bare = BareLoop(task, arguments.batch_size, device, arguments.fused)
+        return bare, FederatedLoop(task, arguments.batch_size, device)
+    federated = FederatedLoop(task, arguments.batch_size, device)
+    return BareLoop(task, arguments.batch_size, device, arguments.fused), federated
 
 
 if __name__ == "__main__":
