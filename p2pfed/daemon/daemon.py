@@ -22,6 +22,7 @@ from p2pfed.daemon.control import (
     serve_control,
 )
 from p2pfed.daemon.delta_exchange import DeltaReceiver, ExchangeHandler, ReceivedPayload
+from p2pfed.daemon.exporting import Exporting, begin_of
 from p2pfed.daemon.links import Links
 from p2pfed.daemon.logs import RecentLines
 from p2pfed.daemon.membership import Membership
@@ -31,6 +32,7 @@ from p2pfed.daemon.private_training import private_training
 from p2pfed.daemon.probing import Probing
 from p2pfed.daemon.relaying import Relaying, announced_addresses, terms_of
 from p2pfed.daemon.reloading import Reload, read_again
+from p2pfed.daemon.reporting import ReportKeeper
 from p2pfed.daemon.resources import set_aside_what_stays
 from p2pfed.daemon.round_work import RoundWork
 from p2pfed.daemon.runtime import Runtime
@@ -50,6 +52,7 @@ from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.header import SignedHeader
 from p2pfed.protocol.messages import AddressRecordNotice, AnswerCode
 from p2pfed.protocol.own_state import OwnState
+from p2pfed.protocol.phases import Phase
 from p2pfed.protocol.plan import FederationPlan
 from p2pfed.protocol.rounds import RoundEngine
 from p2pfed.topology import Topology
@@ -141,6 +144,7 @@ class Daemon:
         self._book: AddressBook
         self._relaying: Relaying
         self._address_sequence = 0
+        self._report = ReportKeeper(site)
 
     async def run(self) -> None:
         """Run until the operator stops the daemon.
@@ -174,6 +178,8 @@ class Daemon:
             await self._start_mdns(nursery)
             nursery.start_soon(self._run_rounds, nursery.cancel_scope)
             nursery.start_soon(self._set_aside_what_stays)
+            nursery.start_soon(self._keep_report)
+            self._start_export(nursery)
             notify("READY=1", f"STATUS=round {self._runtime.engine.round_number}")
             log.info(
                 "daemon started",
@@ -183,6 +189,25 @@ class Daemon:
                 addresses=list(self._transport.listen_addresses),
                 topology=self.topology.digest.hex()[:12],
             )
+        await self._report.write(self.topology, self._runtime.rounds_done)
+
+    async def _keep_report(self) -> None:
+        while True:
+            done = self._runtime.rounds_done
+            finished = self._runtime.engine.phase is Phase.FINISHED
+            if self._report.is_due(done, finished=finished):
+                await self._report.write(self.topology, done)
+            await self._change.wait()
+
+    def _start_export(self, nursery: trio.Nursery) -> None:
+        """Export each round's figures, where the site file says so."""
+        federation_id = self._runtime.plan.federation_id.hex()
+        begin = begin_of(self.site, self.topology, federation_id)
+        if begin is not None:
+            exporting = Exporting(begin)
+            self._runtime.recorded = exporting.offer
+            self._status.export_errors = lambda: exporting.errors
+            nursery.start_soon(exporting.run)
 
     async def _set_aside_what_stays(self) -> None:
         """Once when everything is built, and again when the first round has loaded its kernels."""
@@ -565,9 +590,23 @@ class Daemon:
                 "software": f"p2pfed {__version__}",
             },
         )
+        await runtime.store_export(
+            {
+                "round": round_number,
+                "path": exported.path,
+                "model": model.hex(),
+                "sha256": exported.sha256.hex(),
+                "exported_at_seconds": int(time.time()),
+            }
+        )
         return ExportResult(exported.path, exported.size_bytes, round_number, model.hex())
 
     async def evaluate(self, data: Path) -> EvaluateResult:
         """:raises DataError: the file does not fit the task."""
         evaluated = await self._trainer.evaluate_file(data)
-        return EvaluateResult(dict(evaluated.metrics), evaluated.records)
+        return EvaluateResult(
+            dict(evaluated.metrics),
+            evaluated.records,
+            dict(evaluated.intervals),
+            dict(evaluated.calibration),
+        )

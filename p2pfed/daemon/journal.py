@@ -63,7 +63,15 @@ CREATE TABLE IF NOT EXISTS equivocations (
     found_at_seconds INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS history (round_number INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS exports (id INTEGER PRIMARY KEY AUTOINCREMENT, record TEXT NOT NULL)
+STRICT;
 """
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether the file itself is at fault."""
+    # The low byte is the kind of error, the rest says where it came up.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
 
 
 class Journal:
@@ -117,8 +125,7 @@ class Journal:
         try:
             yield
         except sqlite3.Error as error:
-            # The low byte is the kind of error, the rest says where it came up.
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+            if is_damage(error):
                 raise DamagedStateError(f"{self._path}: {error}; {REMEDY}") from error
             raise StoreError(f"{self._path}: {error}") from error
         except RemoteProtocolError as error:

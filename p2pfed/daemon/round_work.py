@@ -52,11 +52,16 @@ ROUND_NUMBER_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """The model after aggregation, on disk and mapped, with what the rule reports."""
+    """The model after aggregation, on disk and mapped, with what the rule reports.
+
+    ``consensus_distance``: Euclidean norm of the trained model less this one, over the norm of the
+    trained one; None where nothing was trained.
+    """
 
     digest: bytes
     model: npt.NDArray[np.float32]
     outcome: Outcome
+    consensus_distance: float | None = None
 
 
 class RoundWork:
@@ -369,12 +374,17 @@ class RoundWork:
             start=None if start is None else self._own_vector(start),
         )
         step = np.float32(self._mixing.step)
+        moved = length = 0.0  # squared norms
         for first in range(0, self.dimension, MIXING_CHUNK_PARAMETERS):
             part = slice(first, first + MIXING_CHUNK_PARAMETERS)
-            pending.array[part] = trained[part] + step * (pending.array[part] - own[part])
+            change = step * (pending.array[part] - own[part])
+            pending.array[part] = trained[part] + change
+            moved += squared_norm(change)
+            length += squared_norm(trained[part])
         digest = vector_digest(pending.array)
         self._store.keep_vector(pending, digest)
-        return Mixed(digest, pending.array, outcome)
+        distance = math.sqrt(moved / length) if length > 0.0 else None
+        return Mixed(digest, pending.array, outcome, distance)
 
     def gather(self, donors: Sequence[str]) -> Mixed:
         """What the donors' replicas come to, for one who has been far away; it is stored, and

@@ -53,6 +53,7 @@ KEPT_GENERATIONS = 2  # round states whose vectors are kept, newest included
 SPARE_VECTORS = 2  # of a model's size, to be overwritten
 SPARE_CIPHERTEXTS = 1
 KEPT_HISTORY_ROUNDS = 10_000  # rows of the round journal
+KEPT_EXPORTS = 1_000  # model files that a report lists
 JOURNAL_NAME = "journal.sqlite"
 # Key in the table meta of a state that came back from a backup and has signed nothing since.
 RESTORED_MARK = "restored"
@@ -473,6 +474,17 @@ class Store:
                     second.signature,
                     int(time.time()),
                 ),
+            )
+
+    def add_export(self, record: Mapping[str, Any]) -> None:
+        """Note a model file that was written, for the lineage in reports."""
+        with self._journal.transaction() as database:
+            database.execute(
+                "INSERT INTO exports (record) VALUES (?)", (json.dumps(record, sort_keys=True),)
+            )
+            database.execute(
+                "DELETE FROM exports WHERE id <= (SELECT MAX(id) FROM exports) - ?",
+                (KEPT_EXPORTS,),
             )
 
     def quarantined(self) -> list[str]:
