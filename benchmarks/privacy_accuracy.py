@@ -211,7 +211,11 @@ def run(name: str, setting: Setting, budgets: Sequence[float], seeds: int) -> li
                 noise = (min(used), max(used)) if used else None
         shown = NO_BUDGET if budget is None else f"{budget:g}"
         rows.append(Row(shown, noise, figures[True], figures[False]))
-        print(f"# {name} epsilon {shown}: {time.perf_counter() - started:.0f} s", flush=True)
+        print(
+            f"# {name} epsilon {shown}: together {figure_words(figures[True])}, "
+            f"alone {figure_words(figures[False])} ({time.perf_counter() - started:.0f} s)",
+            flush=True,
+        )
     return rows
 
 

@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from p2pfed.config import Site
 from p2pfed.daemon.durable_files import TEMPORARY_SUFFIX, PendingFile
-from p2pfed.daemon.journal_view import read_journal
+from p2pfed.daemon.journal_view import JournalView, read_journal
 from p2pfed.errors import StoreError
+from p2pfed.privacy_terms import privacy_terms
 from p2pfed.report.build import LocalFigures, Sources, build_report
 from p2pfed.report.document import (
     MAX_TEXT_CHARACTERS,
@@ -52,12 +53,11 @@ def gather(
     site: Site,
     topology: Topology,
     *,
-    privacy: Privacy | None = None,
     other_sites: Sequence[Report] = (),
 ) -> Sources:
     """What the report of ``site`` is made of, as of now.
 
-    :param privacy: what the site's privacy ledger says; None where there is none.
+    :raises ConfigurationError: the site file is weaker on privacy than its federation allows.
     :raises StoreError: the state cannot be read, or there is none yet.
     """
     view = read_journal(site.state_directory)
@@ -76,9 +76,26 @@ def gather(
             contact=statement.contact,
         ),
         minimum_records=site.file.privacy.minimum_records,
-        privacy=privacy,
+        privacy=_accounted(site, topology, view),
         local=_local_figures(site.state_directory / LOCAL_NAME, schema),
         other_sites=_of_this_federation(other_sites, view.federation_id, site.file.name),
+    )
+
+
+def _accounted(site: Site, topology: Topology, view: JournalView) -> Privacy | None:
+    """The budget as the site's last delta declared it."""
+    terms = privacy_terms(site, topology)
+    if terms is None:
+        return None
+    return Privacy(
+        mechanism="DP-SGD with Poisson sampling, accounted by Renyi divergence",
+        unit="training record",
+        epsilon_spent=view.declared_epsilon,
+        epsilon_limit=terms.epsilon,
+        delta=terms.delta,
+        rounds_charged=view.charged_rounds,
+        noise_multiplier=terms.noise_multiplier,
+        clipping_norm=terms.clip_norm,
     )
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from p2pfed.cli.main import app, main
 from p2pfed.config import load_site
 from p2pfed.daemon.journal_view import read_journal
+from p2pfed.daemon.privacy_ledger import Charge, PrivacyLedger
 from p2pfed.daemon.reporting import LOCAL_NAME, ReportKeeper, gather, write_report
 from p2pfed.daemon.store import JOURNAL_NAME, Generation, Store
 from p2pfed.errors import DamagedStateError, StoreError
@@ -57,13 +58,13 @@ def state(site_file: Path, rounds: int = 3) -> Store:
     return store
 
 
-def signed(nonce: int) -> SignedHeader:
+def signed(nonce: int, privacy_spend: float = 0.0) -> SignedHeader:
     return sign_header(
         MALLORY,
         Header(
             1, b"f" * 32, Kind.DELTA, MALLORY.public_key, b"t" * 32, b"s" * 32, 4, 5,
             0, bytes(32), b"b" * 32, bytes([nonce]) * 32, "int8", b"k" * 32, b"r" * 32, 1, 10,
-            0.0, 0,
+            privacy_spend, 0,
         ),
     )  # fmt: skip
 
@@ -252,3 +253,21 @@ async def test_a_report_that_cannot_be_written_stops_nothing(site_file: Path) ->
     await keeper.write(topology, 4)  # logged, not raised
     with pytest.raises(StoreError):
         write_report(site, topology, 1)
+
+
+def test_the_budget_is_the_one_that_the_last_delta_declared(site_file: Path) -> None:
+    store = state(site_file)
+    ledger = PrivacyLedger(store.journal, MALLORY)
+    for number in range(4):
+        ledger.reserve(Charge(number, bytes(32), 0.1, 1.0, 3, 1e-5))
+    published = Generation(3, True, b"m" * 32, b"r" * 32, b"o" * 32)
+    store.commit_published(published, signed(1, privacy_spend=1.75), b"", b"k" * 32)
+    store.close()
+    assert report_of(site_file).privacy.accounted is None
+    own = {"differential_privacy": True, "epsilon": 4.0, "noise_multiplier": 2.0}
+    document = {"schema_version": 1, "name": "a", "privacy": own}
+    site_file.write_text(tomli_w.dumps(document))
+    accounted = report_of(site_file).privacy.accounted
+    assert (accounted.epsilon_spent, accounted.epsilon_left) == (1.75, 2.25)
+    assert (accounted.delta, accounted.noise_multiplier) == (1e-5, 2.0)
+    assert accounted.rounds_charged == 4
