@@ -28,16 +28,12 @@ class JournalView:
     """What a report takes from a journal; ``federation_id`` is hex, empty before the first start.
 
     :ivar records: of the finished rounds, the oldest first.
-    :ivar charged_rounds: entries of the privacy ledger.
-    :ivar declared_epsilon: what the newest own delta declared as spent.
     """
 
     federation_id: str
     records: tuple[RoundRecord, ...]
     equivocations: tuple[Equivocation, ...]
     exports: tuple[ExportedModel, ...]
-    charged_rounds: int = 0
-    declared_epsilon: float = 0.0
 
 
 def read_journal(state_directory: Path) -> JournalView:
@@ -97,10 +93,6 @@ def _view(path: Path, database: sqlite3.Connection) -> JournalView:
         "found_at_seconds FROM equivocations ORDER BY site",
         "equivocations",
     )
-    charged = rows("SELECT COUNT(*) FROM privacy_ledger", "privacy_ledger")
-    newest = rows(
-        "SELECT header, signature FROM envelopes ORDER BY sequence DESC LIMIT 1", "envelopes"
-    )
     return JournalView(
         federation_id=meta.get("federation", b"").hex(),
         records=tuple(_parsed(path, "round", text, parse_record) for (text,) in history),
@@ -108,16 +100,7 @@ def _view(path: Path, database: sqlite3.Connection) -> JournalView:
         exports=tuple(
             _parsed(path, "export", text, ExportedModel.model_validate) for (text,) in exports
         ),
-        charged_rounds=charged[0][0] if charged else 0,
-        declared_epsilon=_declared(path, *newest[0]) if newest else 0.0,
     )
-
-
-def _declared(path: Path, header: bytes, signature: bytes) -> float:
-    try:
-        return parse_signed_header(header, signature).header.privacy_spend
-    except RemoteProtocolError as error:
-        raise DamagedStateError(f"{path}: the newest own header: {error}") from error
 
 
 def _parsed(path: Path, what: str, text: str, parse: Callable[[Any], T]) -> T:

@@ -12,9 +12,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from p2pfed.config import Site
 from p2pfed.daemon.durable_files import TEMPORARY_SUFFIX, PendingFile
-from p2pfed.daemon.journal_view import JournalView, read_journal
+from p2pfed.daemon.journal_view import read_journal
 from p2pfed.errors import StoreError
-from p2pfed.privacy_terms import privacy_terms
 from p2pfed.report.build import LocalFigures, Sources, build_report
 from p2pfed.report.document import (
     MAX_TEXT_CHARACTERS,
@@ -24,6 +23,7 @@ from p2pfed.report.document import (
     Report,
 )
 from p2pfed.report.page import render_page
+from p2pfed.report.records import Spending
 from p2pfed.topology import Topology
 
 log = structlog.get_logger(__name__)
@@ -57,7 +57,6 @@ def gather(
 ) -> Sources:
     """What the report of ``site`` is made of, as of now.
 
-    :raises ConfigurationError: the site file is weaker on privacy than its federation allows.
     :raises StoreError: the state cannot be read, or there is none yet.
     """
     view = read_journal(site.state_directory)
@@ -76,26 +75,25 @@ def gather(
             contact=statement.contact,
         ),
         minimum_records=site.file.privacy.minimum_records,
-        privacy=_accounted(site, topology, view),
+        privacy=_privacy(view.records[-1].privacy if view.records else None),
         local=_local_figures(site.state_directory / LOCAL_NAME, schema),
         other_sites=_of_this_federation(other_sites, view.federation_id, site.file.name),
     )
 
 
-def _accounted(site: Site, topology: Topology, view: JournalView) -> Privacy | None:
-    """The budget as the site's last delta declared it."""
-    terms = privacy_terms(site, topology)
-    if terms is None:
+def _privacy(spending: Spending | None) -> Privacy | None:
+    """What the last round's record says of the privacy budget."""
+    if spending is None:
         return None
     return Privacy(
-        mechanism="DP-SGD with Poisson sampling, accounted by Renyi divergence",
-        unit="training record",
-        epsilon_spent=view.declared_epsilon,
-        epsilon_limit=terms.epsilon,
-        delta=terms.delta,
-        rounds_charged=view.charged_rounds,
-        noise_multiplier=terms.noise_multiplier,
-        clipping_norm=terms.clip_norm,
+        mechanism="DP-SGD with Poisson sampling, accounted by Renyi differential privacy",
+        unit="record",
+        epsilon_spent=spending.epsilon_spent,
+        epsilon_limit=spending.epsilon_budget,
+        delta=spending.delta,
+        rounds_charged=spending.charged_rounds,
+        noise_multiplier=spending.noise_multiplier,
+        clipping_norm=spending.clip_norm,
     )
 
 

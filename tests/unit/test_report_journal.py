@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 from p2pfed.cli.main import app, main
 from p2pfed.config import load_site
 from p2pfed.daemon.journal_view import read_journal
-from p2pfed.daemon.privacy_ledger import Charge, PrivacyLedger
 from p2pfed.daemon.reporting import LOCAL_NAME, ReportKeeper, gather, write_report
 from p2pfed.daemon.store import JOURNAL_NAME, Generation, Store
 from p2pfed.errors import DamagedStateError, StoreError
@@ -58,13 +57,13 @@ def state(site_file: Path, rounds: int = 3) -> Store:
     return store
 
 
-def signed(nonce: int, privacy_spend: float = 0.0) -> SignedHeader:
+def signed(nonce: int) -> SignedHeader:
     return sign_header(
         MALLORY,
         Header(
             1, b"f" * 32, Kind.DELTA, MALLORY.public_key, b"t" * 32, b"s" * 32, 4, 5,
             0, bytes(32), b"b" * 32, bytes([nonce]) * 32, "int8", b"k" * 32, b"r" * 32, 1, 10,
-            privacy_spend, 0,
+            0.0, 0,
         ),
     )  # fmt: skip
 
@@ -198,6 +197,25 @@ def test_the_command_alone_prints_the_main_figures(site_file: Path) -> None:
     assert "No differential privacy is configured" in done.output
 
 
+def test_the_report_says_what_the_last_round_found_in_the_privacy_ledger(site_file: Path) -> None:
+    store = state(site_file)
+    spending = {
+        "epsilon_spent": 1.25,
+        "epsilon_budget": 4.0,
+        "delta": 1e-5,
+        "noise_multiplier": 1.1,
+        "clip_norm": 1.0,
+        "charged_rounds": 12,
+    }
+    commit(store, 3, privacy=spending)
+    store.close()
+    done = CliRunner().invoke(app, ["report", "--config", str(site_file)])
+    assert "epsilon 1.250 of 4 is spent at delta 1e-05" in done.output
+    accounted = report_of(site_file).privacy.accounted
+    assert accounted is not None
+    assert (accounted.rounds_charged, accounted.clipping_norm) == (12, 1.0)
+
+
 def test_reports_of_other_federations_and_of_a_site_twice_are_refused(
     site_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,21 +271,3 @@ async def test_a_report_that_cannot_be_written_stops_nothing(site_file: Path) ->
     await keeper.write(topology, 4)  # logged, not raised
     with pytest.raises(StoreError):
         write_report(site, topology, 1)
-
-
-def test_the_budget_is_the_one_that_the_last_delta_declared(site_file: Path) -> None:
-    store = state(site_file)
-    ledger = PrivacyLedger(store.journal, MALLORY)
-    for number in range(4):
-        ledger.reserve(Charge(number, bytes(32), 0.1, 1.0, 3, 1e-5))
-    published = Generation(3, True, b"m" * 32, b"r" * 32, b"o" * 32)
-    store.commit_published(published, signed(1, privacy_spend=1.75), b"", b"k" * 32)
-    store.close()
-    assert report_of(site_file).privacy.accounted is None
-    own = {"differential_privacy": True, "epsilon": 4.0, "noise_multiplier": 2.0}
-    document = {"schema_version": 1, "name": "a", "privacy": own}
-    site_file.write_text(tomli_w.dumps(document))
-    accounted = report_of(site_file).privacy.accounted
-    assert (accounted.epsilon_spent, accounted.epsilon_left) == (1.75, 2.25)
-    assert (accounted.delta, accounted.noise_multiplier) == (1e-5, 2.0)
-    assert accounted.rounds_charged == 4
