@@ -30,7 +30,8 @@ CREATE TABLE IF NOT EXISTS generations (
     published INTEGER NOT NULL,
     model BLOB NOT NULL,
     replica BLOB NOT NULL,
-    site_state BLOB NOT NULL
+    site_state BLOB NOT NULL,
+    since_round INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS envelopes (
     sequence INTEGER PRIMARY KEY,
@@ -46,6 +47,12 @@ CREATE TABLE IF NOT EXISTS replicas (
     round_number INTEGER NOT NULL,
     sequence INTEGER NOT NULL,
     since_round INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS standings (
+    site TEXT PRIMARY KEY,
+    absent_rounds INTEGER NOT NULL,
+    is_returning INTEGER NOT NULL,
+    patience INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS headers (
     sender BLOB NOT NULL,

@@ -74,11 +74,13 @@ class RoundRecords:
         before: Mapping[str, float],
         after: frames.Evaluated,
         left_out: tuple[str, ...],
+        privacy: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
         """The record of a round, as JSON has it; see :class:`~p2pfed.report.records.RoundRecord`.
 
         :param trained: None where the round's training was done in an earlier life of the daemon.
         :param left_out: neighbours that did not deliver.
+        :param privacy: the state of the privacy budget, where there is one.
         """
         self._refusals_written = len(self._refusals)
         outcome = mixed.outcome
@@ -110,6 +112,7 @@ class RoundRecords:
                 "model_schema": plan.schema_digest.hex(),
                 "parameters": ready.dimension,
             },
+            "privacy": privacy,
             "at_seconds": int(time.time()),
         }
 

@@ -32,7 +32,7 @@ from p2pfed.protocol.codecs import get_codec
 from p2pfed.protocol.digests import vector_bytes, vector_digest
 from p2pfed.protocol.envelope import PAYLOAD_KEY_BYTES, PayloadContext
 from p2pfed.protocol.header import Header, Kind, SignedHeader, sign_header
-from p2pfed.protocol.neighbours import NOTHING_HELD, ReplicaState
+from p2pfed.protocol.neighbours import NOTHING_HELD, ReplicaState, Standing
 from p2pfed.protocol.plan import FederationPlan
 from p2pfed.protocol.publishing import Publication, Sealed, publish
 from p2pfed.protocol.receiving import Application
@@ -99,6 +99,8 @@ class RoundWork:
             generation.model if generation and generation.published else self.genesis_digest
         )
         self._site_state_digest = generation.site_state if generation else None
+        self._since_round = generation.since_round if generation else 0
+        self._standings: Sequence[Standing] = store.standings()
         self._envelopes: dict[bytes, Sendable] = {}  # by header digest, oldest first
         for item in store.envelopes():
             self._retain(item)
@@ -227,6 +229,7 @@ class RoundWork:
             model=self._trained_digest,
             replica=sealed.replica_after,
             site_state=self._site_state_digest,
+            since_round=command.since_round,
         )
         self._store.commit_published(generation, signed, sealed.chunk_digests, key)
         self.own_digest = sealed.replica_after
@@ -408,7 +411,8 @@ class RoundWork:
     ) -> None:
         """Make the donors' model, with its ``site_state``, the start of ``round_number``."""
         self._site_state_digest = self._store.put_vector(site_state)
-        self.commit(round_number - 1, gathered, headers, record)
+        self._since_round = round_number
+        self._store_start(round_number, gathered, headers, record)
 
     def start_of_round(self) -> npt.NDArray[np.float32]:
         """What the round's training began with, or, where it was resumed in its midst, what it
@@ -417,19 +421,33 @@ class RoundWork:
 
     def commit(
         self,
-        round_number: int,
+        command: do.CommitRound,
         mixed: Mixed,
         headers: Mapping[tuple[bytes, int], SignedHeader],
         record: Mapping[str, Any],
     ) -> None:
         """Make the mixed model the start of the next round."""
+        for site in command.forgotten:
+            self._replicas.pop(site, None)
+        self._standings = command.standings
+        self._store_start(command.round_number + 1, mixed, headers, record)
+
+    def _store_start(
+        self,
+        round_number: int,
+        mixed: Mixed,
+        headers: Mapping[tuple[bytes, int], SignedHeader],
+        record: Mapping[str, Any],
+    ) -> None:
+        """Make a model the start of ``round_number``."""
         assert self._site_state_digest is not None  # noqa: S101 - stored before
         generation = Generation(
-            round_number=round_number + 1,
+            round_number=round_number,
             published=False,
             model=mixed.digest,
             replica=self.own_digest,
             site_state=self._site_state_digest,
+            since_round=self._since_round,
         )
-        self._store.commit_round(generation, self._replicas, headers, record)
+        self._store.commit_round(generation, self._replicas, headers, record, self._standings)
         self._start_digest = mixed.digest

@@ -239,8 +239,8 @@ class Runtime:
                 self._nursery.start_soon(self._aggregate, command)
             case do.Adopt():
                 self._nursery.start_soon(self._adopt, command)
-            case do.CommitRound(round_number):
-                self._nursery.start_soon(self._commit, round_number)
+            case do.CommitRound():
+                self._nursery.start_soon(self._commit, command)
             case do.Notice():
                 self._take_notice(command)
             case do.Halt():
@@ -426,13 +426,13 @@ class Runtime:
         returned = self._mixed.outcome.returned
         self.dispatch(on.AggregationFinished(command.round_number, returned))
 
-    async def _commit(self, round_number: int) -> None:
-        mixed = self._mixed
+    async def _commit(self, command: do.CommitRound) -> None:
+        mixed, round_number = self._mixed, command.round_number
         assert mixed is not None  # noqa: S101 - the engine commits what it aggregated
         await self._in_thread(partial(self._hand_to_trainer, mixed))
         self._take_evaluation(await self._evaluate("in"))
         record, headers = self._record(round_number, mixed), self.headers.entries()
-        await self._until_stored(partial(self.work.commit, round_number, mixed, headers, record))
+        await self._until_stored(partial(self.work.commit, command, mixed, headers, record))
         self.recorded(self.records.committed(record))
         self._mixed = None
         self.model_digest = mixed.digest
@@ -506,6 +506,7 @@ class Runtime:
             before=self.metrics_before,
             after=self.evaluated,
             left_out=self._left_out,
+            privacy=self.privacy.spending() if self.privacy is not None else None,
         )
 
     def _hand_to_trainer(self, mixed: Mixed) -> None:

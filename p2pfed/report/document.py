@@ -178,7 +178,7 @@ class Refusals(Part):
 
 
 class Privacy(Part):
-    """What the privacy ledger says. Fill it in from there, or pass none.
+    """What the privacy ledger says.
 
     :ivar mechanism: how the guarantee is made, in words.
     :ivar unit: what one more or less of is hidden: a record, a patient.

@@ -85,6 +85,18 @@ class ReliabilityPoint(_Part):
     records: Bucket
 
 
+class Spending(_Part):
+    """The site's privacy budget at the end of a round; ``stopped``: why it trains no more."""
+
+    epsilon_spent: float
+    epsilon_budget: float
+    delta: float
+    noise_multiplier: float
+    clip_norm: float
+    charged_rounds: int
+    stopped: str | None = None
+
+
 class RoundRecord(_Part):
     """One finished round; see the journal's table ``history``.
 
@@ -96,6 +108,7 @@ class RoundRecord(_Part):
     :ivar after: the same after it.
     :ivar consensus_distance: Euclidean norm of the trained model less the aggregated one, over the
         norm of the trained one.
+    :ivar privacy: None where the site trains without differential privacy.
     :ivar at_seconds: end of the round by the site's clock, Unix time; 0 where not known.
     """
 
@@ -119,6 +132,7 @@ class RoundRecord(_Part):
     training_records: Bucket | None = None
     holdout_records: Bucket | None = None
     run: Run = Run()
+    privacy: Spending | None = None
     at_seconds: int = 0
 
 

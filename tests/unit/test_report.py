@@ -95,7 +95,8 @@ def ledger() -> Privacy:
 
 
 def sample(tmp_path: Path) -> dict[str, Any]:
-    """The JSON of a fixed report that has every part, but for the path of its topology file."""
+    """The JSON of a fixed report that has every part, but for path and digest of its topology
+    file: a setting that is new changes the digest of all topologies."""
     start = sources(tmp_path).records
     fallen = [record(number, after={"auc": 0.4}) for number in range(15, 19)]
     records = [*start, *map(record, range(3, 15)), *fallen]
@@ -104,7 +105,7 @@ def sample(tmp_path: Path) -> dict[str, Any]:
         sources(tmp_path, *records, privacy=ledger(), other_sites=[other]), 1_700_002_000
     )
     document: dict[str, Any] = json.loads(as_json(report))
-    document["model_details"]["topology_file"] = "topology.toml"
+    document["model_details"] |= {"topology_file": "topology.toml", "topology_digest": "cd" * 32}
     return document
 
 

@@ -46,6 +46,7 @@ def made(records: RoundRecords, number: int = 0, **changes: Any) -> dict[str, An
             bins=((0.2, 0.1, 34), (0.8, 0.9, 4)),
         ),
         "left_out": ("c",),
+        "privacy": None,
     }
     outcome = Outcome("mean", {"b": 0.5}, {}, dropped=("d",))
     mixed = Mixed(b"\x03" * 32, np.zeros(5, np.float32), outcome, 0.125)
