@@ -150,7 +150,7 @@ class Training(Settings):
     loader_workers: int = Field(
         0,
         description="Processes that read records ahead of the step that needs them; for records "
-        "that are read or augmented one by one, not for a table. Each takes some 300 MB and its "
+        "that are read or augmented one by one, not for a table. Each takes some 160 MB and its "
         "own copy of the data set. The result does not depend on it. Default 0: none. Needs a "
         "restart.",
         ge=0,

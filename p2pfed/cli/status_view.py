@@ -82,7 +82,8 @@ def _trainer(status: Status) -> str:
     if trainer.step is not None:
         text += f", step {trainer.step} of {trainer.steps}"
         if trainer.samples_per_second is not None:
-            text += f", {trainer.samples_per_second:.3g} samples/s"
+            pace = trainer.samples_per_second
+            text += f", {pace:,.0f} samples/s" if pace >= 100 else f", {pace:.2g} samples/s"
         if trainer.data_wait_share is not None:
             text += f", waits for data {trainer.data_wait_share:.0%}"
         if trainer.gpu_memory_bytes:

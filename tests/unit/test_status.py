@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from status_samples import neighbour, status
+from status_samples import neighbour, privacy, status
 
 import p2pfed.cli
 from p2pfed.cli.status_view import duration, render, size, wide_console
@@ -241,5 +241,38 @@ def test_a_round_under_way_is_shown_with_its_pace_and_its_memory() -> None:
     console = Console(width=400, record=True)
     console.print(render(dataclasses.replace(sample, trainer=under_way)))
     shown = console.export_text()
-    assert "training on cuda:0, step 3 of 20, 1.23e+03 samples/s, waits for data 3%" in shown
+    assert "training on cuda:0, step 3 of 20, 1,234 samples/s, waits for data 3%" in shown
     assert "2.0 GB on the GPU" in shown
+
+
+def test_a_private_site_shows_what_is_spent_and_left_and_at_which_delta() -> None:
+    text = text_of(status())
+    assert "epsilon 1.25 of 4 spent, 2.75 left, at delta 1e-05" in text
+    assert "privacy" not in text_of(status(privacy=None))
+    assert "trains no more" in text_of(status(privacy=privacy(stopped="epsilon 3.9 of 4 is spent")))
+
+
+def test_a_budget_that_nears_its_end_is_said_before_and_after() -> None:
+    assert health_of(status()) == []
+    [low] = health_of(status(privacy=privacy(epsilon_spent=3.7, epsilon_left=0.3)))
+    assert low.severity == "warning"
+    assert "epsilon 0.3 of 4 is left" in low.problem
+    stopped = privacy(
+        epsilon_spent=3.9, epsilon_left=0.1, stopped="another round would make it 4.1"
+    )
+    [over] = health_of(status(privacy=stopped))
+    assert over.severity == "warning"
+    assert "goes on aggregating: another round would make it 4.1" in over.problem
+    broken = privacy(ledger_damaged=True, stopped="entry 3 of the privacy ledger is missing")
+    [damaged] = health_of(status(privacy=broken))
+    assert damaged.severity == "error"
+    assert "entry 3 of the privacy ledger is missing" in damaged.problem
+
+
+def test_the_metrics_carry_the_budget() -> None:
+    text = metrics.render(lambda: status(privacy=privacy(stopped="used up"))).decode()
+    assert "p2pfed_privacy_epsilon_spent 1.25" in text
+    assert "p2pfed_privacy_epsilon_left 2.75" in text
+    assert "p2pfed_privacy_delta 1e-05" in text
+    assert "p2pfed_privacy_training_stopped 1.0" in text
+    assert "privacy" not in metrics.render(lambda: status(privacy=None)).decode()
