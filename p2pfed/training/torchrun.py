@@ -94,8 +94,9 @@ def _hand_out(
             continue
         with visitor:
             visitor.setblocking(True)
-            rank = int.from_bytes(visitor.recv(RANK_BYTES, socket.MSG_WAITALL), "big")
-            if rank in waiting:
+            said = visitor.recv(RANK_BYTES, socket.MSG_WAITALL)
+            rank = int.from_bytes(said, "big")
+            if len(said) == RANK_BYTES and rank in waiting:
                 socket.send_fds(visitor, [bytes(1)], given[rank])
                 waiting.discard(rank)
 
