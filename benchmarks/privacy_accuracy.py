@@ -46,24 +46,13 @@ BISECTIONS = 30
 NO_BUDGET = "none"
 
 
-class GroupNormImages(Images):
-    """The network of the other benchmarks with a norm that looks at one image alone."""
+class PooledPixels(Images):
+    """Logistic regression on 14 x 14 means of pixels: noise is dear in every parameter. Its
+    settings were chosen on the data set's validation images."""
 
     def build_model(self) -> torch.nn.Module:
-        def block(inputs: int, outputs: int) -> list[torch.nn.Module]:
-            return [
-                torch.nn.Conv2d(inputs, outputs, 3, padding=1),
-                torch.nn.GroupNorm(4, outputs),
-                torch.nn.ReLU(),
-                torch.nn.MaxPool2d(2),
-            ]
-
         return torch.nn.Sequential(  # (B, 1, 28, 28) -> (B, 1)
-            *block(1, 8),  # (B, 8, 14, 14)
-            *block(8, 16),  # (B, 16, 7, 7)
-            torch.nn.AdaptiveAvgPool2d(2),  # (B, 16, 2, 2)
-            torch.nn.Flatten(),
-            torch.nn.Linear(64, 1),
+            torch.nn.AvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(196, 1)
         )
 
 
@@ -84,7 +73,7 @@ def pneumonia(path: Path, seed: int) -> list[Site]:
         parts = order[: HOSPITALS * IMAGES_A_HOSPITAL].reshape(HOSPITALS, -1)
         images, labels = bundle["train_images"], bundle["train_labels"]
         return [
-            Site(f"hospital {n + 1}", GroupNormImages(), dataset(images[p], labels[p]), test)
+            Site(f"hospital {n + 1}", PooledPixels(), dataset(images[p], labels[p]), test)
             for n, p in enumerate(parts)
         ]
 
@@ -109,7 +98,7 @@ def settings(pneumonia_path: Path) -> dict[str, Setting]:
         "pneumonia": Setting(
             Data(
                 lambda seed: pneumonia(pneumonia_path, seed), 20, 3,
-                {**sgd, "batch_size": 128, "learning_rate": 0.05}, "auc", "10",
+                {**sgd, "batch_size": 350, "learning_rate": 0.3}, "auc", "2",
             ),
             delta=1e-4,
             clip_norm=1.0,
