@@ -249,7 +249,7 @@ def test_a_running_daemon_s_report_is_of_use(site: Site, listen: Callable[..., L
     assert 'name = "alpha"' in shown["site.toml"]
     assert f'password = "{WITHHELD}"' in shown["site.toml"]
     assert len(tomllib.loads(shown["topology.toml"])["peer"]) == 3
-    assert shown["config-check.txt"].count("ok ") == 4
+    assert shown["config-check.txt"].count("ok ") == 5
     assert json.loads(shown["process.json"])["pid"] == os.getpid()
     assert int(json.loads(shown["process.json"])["Threads"]) >= 2
     journal = json.loads(shown["journal.json"])
