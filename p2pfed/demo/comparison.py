@@ -22,10 +22,10 @@ from p2pfed.config import load_site
 from p2pfed.demo.layout import MODEL_NAME
 from p2pfed.topology import load_topology
 from p2pfed.training.baseline import learner_of, predict, train_baseline
-from p2pfed.training.evaluation.binary import accuracy, auc
+from p2pfed.training.evaluation.binary import Predictions, accuracy, auc
 from p2pfed.training.export import read_model
 from p2pfed.training.site_state import SiteModel
-from p2pfed.training.tasks.tabular.task import Predictions, Tabular
+from p2pfed.training.tasks.tabular.task import Tabular
 
 Figures = dict[str, float]  # by name of the metric
 

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, TensorDataset
 
+from p2pfed.training.evaluation.binary import Predictions
 from p2pfed.training.frames import Progress
 from p2pfed.training.loop import Learner, RoundInput, genesis_model, round_seed
 from p2pfed.training.sampling import sampler_seed
 from p2pfed.training.schema import prepare
 from p2pfed.training.site_state import SiteModel
-from p2pfed.training.tasks.tabular.task import Predictions, Tabular
+from p2pfed.training.tasks.tabular.task import Tabular
 
 CPU = torch.device("cpu")
 

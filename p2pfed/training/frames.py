@@ -8,6 +8,7 @@ of :class:`Progress` first. The end of the stream is the order to end.
 
 import dataclasses
 import struct
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -22,10 +23,17 @@ LENGTH = struct.Struct(">I")
 MAX_FRAME_BYTES = 1024 * 1024
 MAX_FRAME_ITEMS = 65_536
 MAX_METRICS = 64
+MAX_RELIABILITY_BINS = 64
 MAX_MESSAGE_CHARACTERS = 4_000
 MAX_PROBLEMS = 50
 
 _STRICT = ConfigDict(strict=True, extra="forbid")
+
+Interval = Annotated[tuple[float, float], Strict(strict=False)]
+"""The ends of a 95 % confidence interval."""
+
+Bin = Annotated[tuple[float, float, int], Strict(strict=False)]
+"""Of a reliability curve: mean predicted probability, observed share, records."""
 
 Side = Literal["in", "out"]
 """Which parameters of the shared memory are meant: what the daemon gave, or what came back."""
@@ -210,10 +218,24 @@ class Priced:
 
 @dataclass(frozen=True, config=_STRICT)
 class Evaluated:
-    """The task's metrics over ``records`` records."""
+    """The task's metrics over ``records`` records.
+
+    :ivar intervals: by the name of a metric or of a calibration figure; those that there are.
+    :ivar calibration: figures of the calibration of a task with two classes, by name.
+    :ivar bins: its reliability curve, the smallest predictions first.
+    """
 
     metrics: Annotated[dict[str, float], Field(max_length=MAX_METRICS)]
     records: int
+    intervals: Annotated[dict[str, Interval], Field(max_length=2 * MAX_METRICS)] = field(
+        default_factory=dict
+    )
+    calibration: Annotated[dict[str, float], Field(max_length=MAX_METRICS)] = field(
+        default_factory=dict
+    )
+    bins: Annotated[
+        tuple[Bin, ...], Strict(strict=False), Field(max_length=MAX_RELIABILITY_BINS)
+    ] = ()
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -36,7 +36,13 @@ MESSAGES: list[frames.Message] = [
     frames.Genesis(digest=bytes(32)),
     frames.Progress(step=1, steps=2, loss=0.5, samples_per_second=9.0, gpu_memory_bytes=0),
     frames.Trained(loss=0.5, seconds=1.0, samples=64),
-    frames.Evaluated(metrics={"auc": 0.9}, records=10),
+    frames.Evaluated(
+        metrics={"auc": 0.9},
+        records=10,
+        intervals={"auc": (0.8, 0.95)},
+        calibration={"brier": 0.1},
+        bins=((0.2, 0.25, 6), (0.7, 0.5, 4)),
+    ),
     frames.Exported(path="m.safetensors", size_bytes=9, sha256=bytes(32)),
     frames.Failed(
         kind="data",

@@ -1,9 +1,18 @@
 """Figures of a classifier of two classes."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+
+
+class Predictions(NamedTuple):
+    """``labels`` (0 or 1) and ``scores`` (log-odds of class 1), both of shape (n,), float64."""
+
+    labels: FloatArray
+    scores: FloatArray
 
 
 def binary_metrics(labels: FloatArray, scores: FloatArray) -> dict[str, float]:
@@ -42,4 +51,9 @@ def accuracy(labels: FloatArray, scores: FloatArray) -> float:
 
 def log_loss(labels: FloatArray, scores: FloatArray) -> float:
     """Mean negative log-likelihood, in nats."""
-    return float(np.mean(np.logaddexp(0.0, scores) - labels * scores))
+    return float(np.mean(log_losses(labels, scores)))
+
+
+def log_losses(labels: FloatArray, scores: FloatArray) -> FloatArray:
+    """The negative log-likelihood of each record, shape (n,), in nats."""
+    return np.asarray(np.logaddexp(0.0, scores) - labels * scores, np.float64)

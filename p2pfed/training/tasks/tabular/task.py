@@ -7,13 +7,12 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field, Strict, model_validator
 from torch.utils.data import TensorDataset
 
 from p2pfed.errors import DataError, Problem
 from p2pfed.settings import Settings
-from p2pfed.training.evaluation.binary import binary_metrics
+from p2pfed.training.evaluation.binary import Predictions, binary_metrics
 from p2pfed.training.settings import LoopSettings, validate_table
 from p2pfed.training.task import Datasets
 from p2pfed.training.tasks.tabular.columns import Column, feature_count
@@ -82,13 +81,6 @@ class TabularBatch(NamedTuple):
 
     features: torch.Tensor
     labels: torch.Tensor
-
-
-class Predictions(NamedTuple):
-    """``labels`` and ``scores`` (log-odds of class 1), both of shape (n,), float64."""
-
-    labels: NDArray[np.float64]
-    scores: NDArray[np.float64]
 
 
 class Tabular:
@@ -170,6 +162,10 @@ class Tabular:
             scores.append(model(features)[:, 0].double().cpu().numpy())
             labels.append(part.double().cpu().numpy())
         return Predictions(np.concatenate(labels), np.concatenate(scores))
+
+    def predictions(self, model: torch.nn.Module, batches: Iterable[Any]) -> Predictions:
+        """What the metrics' intervals and the calibration are computed from."""
+        return self.predict(model, batches)
 
     def weigh_classes(self, training: Sequence[TensorDataset]) -> None:
         """Take the weight of each class, where they are balanced, from these records together.
