@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from p2pfed.aggregation import Mixing
 from p2pfed.daemon import durable_files, round_work
+from p2pfed.daemon.privacy_ledger import Charge, PrivacyLedger
 from p2pfed.daemon.round_work import Mixed, RoundWork
 from p2pfed.daemon.sendable import Sendable
 from p2pfed.daemon.store import Generation, Store
@@ -85,6 +86,13 @@ LIES = (_lie(b"1"), _lie(b"2"))
 @dataclass(frozen=True, slots=True)
 class Bound:
     """The directory belongs to the federation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Charged:
+    """``PrivacyLedger.reserve`` returned, and the round may be trained."""
+
+    charge: Charge
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +228,7 @@ class CrashingSite:
         self._mixed: Mixed
         self._work: RoundWork
         self._headers: HeaderLog
+        self._ledger: PrivacyLedger
         self._opened: Store | None = None
         self.engine: RoundEngine
 
@@ -230,6 +239,7 @@ class CrashingSite:
         self._promise(Bound())
         store.recover(self._plan.genesis_replica, self._genesis.size)
         self._work = work_on(store, SITE, self._genesis)
+        self._ledger = PrivacyLedger(store.journal, SITE)
         self._headers = HeaderLog(store.headers())
         generation = store.generation()
         self.engine = RoundEngine(
@@ -293,14 +303,19 @@ class CrashingSite:
 
     def _execute(self, command: do.Command) -> None:
         match command:
-            case do.Train(number, _):
+            case do.Train(number, steps):
+                self._charge(number, steps)
                 self._train(number)
                 self._dispatch(on.TrainingFinished(number))
             case do.Publish():
-                item = self._work.publish(command, self._plan, self._trained, self._next_site_state)
+                spend = float(self._ledger.entries)
+                item = self._work.publish(
+                    command, self._plan, self._trained, self._next_site_state, spend
+                )
                 self._promise(Published(item, item.ciphertext.read_bytes()))
                 self._dispatch(on.Published(item.signed))
             case do.FloodHeader(signed, _) if signed.header.sender == SITE.public_key:
+                self._ledger.mark_published()
                 self._promise(Sent(signed))
             case do.SendDelta(_, digest):
                 envelope = self._work.envelope(digest)
@@ -324,6 +339,12 @@ class CrashingSite:
                 self._promise(Quarantined(site))
             case _:
                 pass
+
+    def _charge(self, number: int, steps: int) -> None:
+        """As the daemon does under a privacy budget: durable before the training begins."""
+        charge = Charge(number, vector_digest(self._model), 0.1, 1.0, steps, 1e-5)
+        self._ledger.reserve(charge)
+        self._promise(Charged(charge))
 
     def _train(self, number: int) -> None:
         if number == EVIDENCE_ROUND:

@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 from crashing_site import (
     EDGE,
     FEDERATION,
+    SITE,
     Bound,
+    Charged,
     Committed,
     CrashingSite,
     Neighbour,
@@ -26,6 +28,7 @@ from crashing_site import (
 )
 
 from p2pfed.daemon.durable_files import TEMPORARY_SUFFIX
+from p2pfed.daemon.privacy_ledger import PrivacyLedger
 from p2pfed.daemon.recovery import vector_is_intact
 from p2pfed.daemon.store import (
     JOURNAL_NAME,
@@ -240,6 +243,43 @@ def no_stray_file_remains(case: Case) -> None:
         raise BrokenInvariantError("no_stray_file_remains", f"beside the journal: {beside}")
 
 
+def the_ledger_never_shrinks(case: Case) -> None:
+    """Every charge is there from the moment that it allowed a training."""
+    ledger = _ledger("the_ledger_never_shrinks", case)
+    for charged in case.promised(Charged):
+        if not ledger.holds(charged.charge):
+            raise BrokenInvariantError("the_ledger_never_shrinks", f"no {charged.charge}")
+
+
+def every_sent_delta_was_charged(case: Case) -> None:
+    """What its neighbours may hold of a site has cost it what the header says, here too."""
+    rounds = {row for (row,) in _ledger_rows(case, "round_number")}
+    for sent in case.promised(Sent):
+        header = sent.signed.header
+        if header.round_number not in rounds:
+            raise BrokenInvariantError(
+                "every_sent_delta_was_charged", f"round {header.round_number} cost nothing"
+            )
+        if header.privacy_spend > len(_ledger_rows(case, "entry")):
+            raise BrokenInvariantError(
+                "every_sent_delta_was_charged",
+                f"round {header.round_number} declares {header.privacy_spend} charges",
+            )
+
+
+def _ledger(name: str, case: Case) -> PrivacyLedger:
+    try:
+        return PrivacyLedger(case.store.journal, SITE)
+    except StoreError as error:
+        raise BrokenInvariantError(name, str(error)) from error
+
+
+def _ledger_rows(case: Case, column: str) -> list[Any]:
+    if not case.rows("SELECT 1 FROM sqlite_master WHERE name = 'privacy_ledger'"):
+        return []
+    return case.rows(f"SELECT {column} FROM privacy_ledger")  # noqa: S608 - no input of anybody
+
+
 INVARIANTS: tuple[Callable[[Case], None], ...] = (
     binding_remains,
     quarantine_remains,
@@ -250,6 +290,8 @@ INVARIANTS: tuple[Callable[[Case], None], ...] = (
     replicas_are_intact_or_not_held,
     recovery_finds_no_damage,
     no_stray_file_remains,
+    every_sent_delta_was_charged,
+    the_ledger_never_shrinks,
 )
 
 

@@ -21,6 +21,7 @@ from workload import Mutant, Setting, record, scratch, walk
 from p2pfed.daemon import durable_files, store
 from p2pfed.daemon.durable_files import PendingFile, PendingVector, publish_file
 from p2pfed.daemon.journal import Journal
+from p2pfed.daemon.privacy_ledger import FIRST_SEAL, HEAD_KEY, Charge, PrivacyLedger
 from p2pfed.daemon.store import Generation, Store, StoredReplica
 from p2pfed.protocol.digests import vector_digest
 from p2pfed.protocol.neighbours import ReplicaState
@@ -217,6 +218,47 @@ def opening_leaves_a_row(_recorder: Recorder) -> Any:
     return _patched((Store, "_sweep", write))
 
 
+def charged_after_sending(_recorder: Recorder) -> Any:
+    reserve, commit = PrivacyLedger.reserve, Store.commit_round
+    waiting: list[tuple[PrivacyLedger, Charge]] = []
+
+    def reserve_later(self: PrivacyLedger, charge: Charge) -> None:
+        waiting.append((self, charge))
+
+    def then_reserve(self: Store, *arguments: Any) -> None:
+        for ledger, charge in waiting:
+            if ledger._journal is self._journal:  # not of an earlier start
+                reserve(ledger, charge)
+        waiting.clear()
+        commit(self, *arguments)
+
+    return _patched(
+        (PrivacyLedger, "reserve", reserve_later), (Store, "commit_round", then_reserve)
+    )
+
+
+def charged_in_memory_alone(_recorder: Recorder) -> Any:
+    def remember(self: PrivacyLedger, charge: Charge) -> None:
+        self._charges.append(charge)
+
+    return _patched((PrivacyLedger, "reserve", remember))
+
+
+def ledger_of_the_last_round_alone(_recorder: Recorder) -> Any:
+    reserve = PrivacyLedger.reserve
+
+    def begin_anew(self: PrivacyLedger, charge: Charge) -> None:
+        with self._journal.transaction() as database:
+            database.execute("DELETE FROM privacy_ledger")
+            database.execute("DELETE FROM meta WHERE key = ?", (HEAD_KEY,))
+        self._charges.clear()
+        self._releases.clear()
+        self._seal = FIRST_SEAL
+        reserve(self, charge)
+
+    return _patched((PrivacyLedger, "reserve", begin_anew))
+
+
 def binding_not_written(_recorder: Recorder) -> Any:
     return _patched((Store, "bind", lambda _self, _federation_id: None))
 
@@ -238,6 +280,11 @@ def binding_not_written(_recorder: Recorder) -> Any:
         (recycles_what_a_row_names, process_kills, "named_vectors_are_intact"),
         (evidence_cleared_with_the_round, process_kills, "quarantine_remains"),
         (binding_not_written, process_kills, "binding_remains"),
+        (charged_after_sending, process_kills, "every_sent_delta_was_charged"),
+        (charged_in_memory_alone, process_kills, "every_sent_delta_was_charged"),
+        (journal_not_synchronous, on_power_loss, "every_sent_delta_was_charged"),
+        (journal_not_synchronous, on_power_loss, "the_ledger_never_shrinks"),
+        (ledger_of_the_last_round_alone, process_kills, "the_ledger_never_shrinks"),
     ],
 )
 def test_a_wrong_order_is_found(mutant: Mutant, enumeration: Enumeration, invariant: str) -> None:

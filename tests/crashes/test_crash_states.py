@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from crash_states import Disk, power_losses, process_kills
-from crashing_site import Committed, Published, Quarantined, Sent
+from crashing_site import Charged, Committed, Published, Quarantined, Sent
 from recording import JournalChanged, Operation, Promised, Recorder, Renamed, Wrote
 from workload import ROUNDS, Setting, Walk, record, scratch, walk
 
@@ -50,6 +50,7 @@ def test_the_log_accounts_for_every_byte_on_disk(root: Path, log: list[Operation
 def test_the_workload_does_everything_that_a_store_does(log: list[Operation]) -> None:
     promises = [type(operation.promise) for operation in log if isinstance(operation, Promised)]
     assert promises.count(Published) == promises.count(Committed) == ROUNDS
+    assert promises.count(Charged) == ROUNDS
     assert promises.count(Quarantined) == 1
     assert promises.count(Sent) >= ROUNDS
     recycled = [

@@ -29,8 +29,8 @@ from p2pfed.protocol.phases import Phase
 
 SETTING = Setting(rounds=3)
 FAST_STRIDE = 13  # every so many operations; the slow test takes each of them
-NEEDS_ROOM = ("open", "write", "posix_fallocate", "mkdir", "INSERT", "CREATE", "COMMIT")
-SQL = ("PRAGMA", "SELECT", "BEGIN", "INSERT", "CREATE", "DELETE", "COMMIT")
+NEEDS_ROOM = ("open", "write", "posix_fallocate", "mkdir", "INSERT", "UPDATE", "CREATE", "COMMIT")
+SQL = ("PRAGMA", "SELECT", "BEGIN", "INSERT", "UPDATE", "CREATE", "DELETE", "COMMIT")
 
 
 def refuse(call: Call, number: int) -> None:

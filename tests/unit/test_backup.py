@@ -19,6 +19,8 @@ from p2pfed.cli.site_commands import init_site
 from p2pfed.config import Site, load_site
 from p2pfed.daemon import backup
 from p2pfed.daemon.backup import back_up, mark_in_place, restore
+from p2pfed.daemon.privacy_ledger import Charge, PrivacyLedger
+from p2pfed.daemon.private_training import KnownPast
 from p2pfed.daemon.store import Generation, Store, StoredReplica
 from p2pfed.errors import DamagedStateError, KeyFileError, StoreError, UsageError
 from p2pfed.keys import load_identity
@@ -386,3 +388,24 @@ def test_the_commands_say_what_they_did_and_what_comes_next(site: Site, tmp_path
         with pytest.raises(UsageError):
             restore_site(there.path, archive, in_place=in_place)
     assert "before round" not in restore_site(there.path, None, in_place=True)[0]
+
+
+def test_the_privacy_ledger_comes_back_and_the_restored_state_knows_where_it_ends(
+    site: Site, tmp_path: Path
+) -> None:
+    identity = load_identity(site.keys_directory)
+    store = Store(site.state_directory)
+    ledger = PrivacyLedger(store.journal, identity)
+    for number in range(2):
+        ledger.reserve(Charge(number, bytes(32), 0.1, 1.0, 3, 1e-5))
+        commit(store, number)
+    back_up(site, tmp_path / "b.tar", with_key=False)
+    ledger.reserve(Charge(2, bytes(32), 0.1, 1.0, 3, 1e-5))  # the backup cannot know of it
+    store.close()
+    there = elsewhere(site, tmp_path / "new", with_keys=True)
+    restore(there, tmp_path / "b.tar")
+    again = Store(there.state_directory)
+    restored = PrivacyLedger(again.journal, identity)
+    assert restored.spent() == ((0.1, 1.0, 6),)
+    assert KnownPast.of(again) == KnownPast(2, True, 0.0)
+    again.close()

@@ -18,7 +18,8 @@ MESSAGES: list[frames.Message] = [
         data={"path": "a.csv"},
     ),
     frames.Map(size_bytes=8192, write_genesis=True),
-    frames.Train(round_number=3, local_steps=2),
+    frames.Price(spent=((0.1, 1.0, 30), (1.0, 4.0, 1)), delta=1e-5, round_number=3, local_steps=2),
+    frames.Train(round_number=3, local_steps=2, noise_secret=bytes(32)),
     frames.Evaluate(side="out"),
     frames.EvaluateFile(path="b.csv"),
     frames.Export(path="m.safetensors", metadata={"round": "3"}),
@@ -35,6 +36,7 @@ MESSAGES: list[frames.Message] = [
     ),
     frames.Genesis(digest=bytes(32)),
     frames.Progress(step=1, steps=2, loss=0.5, samples_per_second=9.0, gpu_memory_bytes=0),
+    frames.Priced(epsilon=0.5, next_spend=(0.1, 1.0, 2), epsilon_with_next=0.6),
     frames.Trained(loss=0.5, seconds=1.0, samples=64),
     frames.Evaluated(
         metrics={"auc": 0.9},

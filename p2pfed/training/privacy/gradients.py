@@ -22,6 +22,8 @@ from p2pfed.training.task import Task, TaskError, task_code
 # Of the records' gradients that are held at once; a larger batch is taken in parts.
 MAX_GRADIENT_BYTES = 256 * 1024 * 1024
 GRADIENT_TOLERANCE = 1e-2  # of the sum of records' gradients against the batch's own, relative
+# What Opacus keeps on modules and parameters between a forward and a backward pass.
+LEFT_BEHIND = ("activations", "max_batch_len", "grad_sample", "_current_grad_sample")
 
 
 def largest_part(model: torch.nn.Module) -> int:
@@ -37,6 +39,7 @@ class PrivateGradients:
         self, task: Task, model: torch.nn.Module, settings: PrivateSettings, draws: SecretDraws
     ) -> None:
         self._task = task
+        self._model = model
         self._settings = settings
         self._draws = draws
         self._hooks = hooks_for(model)
@@ -46,8 +49,16 @@ class PrivateGradients:
         self._checked = False
 
     def close(self) -> None:
-        """Take the hooks off the model again; the gradient filled last stays."""
+        """Take the hooks off the model again; the gradient filled last stays.
+
+        A pass that failed half-way leaves its activations behind, and Opacus would take them for
+        those of the next one.
+        """
         self._hooks.remove_hooks()
+        for owner in (*self._model.modules(), *self._model.parameters()):
+            for name in LEFT_BEHIND:
+                if hasattr(owner, name):
+                    delattr(owner, name)
 
     def fill(
         self,
