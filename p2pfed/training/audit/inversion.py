@@ -34,6 +34,7 @@ from p2pfed.training.task import CollatingTask, Datasets, Task, task_code
 FloatArray = NDArray[np.float64]
 
 ATTACK_LEARNING_RATE = 0.1  # in standard deviations of the records
+SMOOTHNESS = 0.01  # weight of an image's total variation, in standard deviations a pixel
 MIN_DEVIATION = 1e-6  # a value that varies less is known without an attack
 
 
@@ -209,10 +210,21 @@ def seek(
         ]
         change = _unrolled(learner, before, batches, names)
         distance = 1.0 - torch.nn.functional.cosine_similarity(change, target, dim=0, eps=1e-12)
-        distance.backward()  # type: ignore[no-untyped-call]
+        roughness = sum(_total_variation(part, one) for part, one in zip(free, real, strict=True))
+        (distance + SMOOTHNESS * roughness / len(free)).backward()
         optimiser.step()
     learner.model.zero_grad(set_to_none=True)
     return [guess.detach() for guess in candidates()]
+
+
+def _total_variation(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor | float:
+    """Of neighbouring pixels, mean, where ``like``, shape (B, C, H, W), is of images; what is
+    sought are patients, not noise (Geiping et al., section 3)."""
+    if like.dim() != 4:
+        return 0.0
+    images = values.view(like.shape)
+    down, across = images.diff(dim=2), images.diff(dim=3)
+    return down.abs().mean() + across.abs().mean()
 
 
 def _unrolled(

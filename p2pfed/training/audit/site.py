@@ -68,7 +68,7 @@ class Effort:
     iterations: int
 
 
-FULL = Effort(32, 600, 600, 4000, 120, 12, 300)
+FULL = Effort(32, 600, 600, 2000, 60, 12, 200)
 QUICK = Effort(10, 30, 300, 1000, 15, 4, 40)
 CONTROL_ITERATIONS = 150
 
