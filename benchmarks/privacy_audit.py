@@ -5,9 +5,9 @@
 
 The four hospitals of the heart demo as it sets them up, and one hospital with 60 chest X-rays of
 PneumoniaMNIST and a small convolutional network. Each is audited as ``p2pfed privacy-audit`` does
-it. A figure in brackets is its 95 % interval; "above" marks what is held to have been learned, which
-is a figure that lies above what it is held against by more than chance explains. A site whose
-controls do not all come out is marked, for there nothing is proved.
+it. Brackets hold the 95 % interval of a figure; "above" marks one that lies above what it is held
+against by more than chance explains: something was learned. A site whose controls do not all come
+out is marked, for there nothing is proved.
 """
 
 import argparse
@@ -47,7 +47,7 @@ XRAY_OPTIONS = {"batch_size": 16, "learning_rate": 0.05, "momentum": 0.9}
 class Xrays:
     """Chest X-rays of 28 x 28 pixels, pneumonia or not; group norm, for privacy allows no other."""
 
-    def __init__(self, options: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    def __init__(self, _options: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         self._path = Path(data["path"])
 
     def build_model(self) -> torch.nn.Module:
@@ -68,7 +68,8 @@ class Xrays:
             images, labels = bundle["train_images"], bundle["train_labels"].reshape(-1)
         healthy, ill = (np.flatnonzero(labels == kind) for kind in (0, 1))
         order = np.random.default_rng(0)
-        paired = np.stack([order.permutation(kind)[: IMAGES + STRANGERS] for kind in (healthy, ill)])
+        wanted = IMAGES + STRANGERS
+        paired = np.stack([order.permutation(kind)[:wanted] for kind in (healthy, ill)])
         rows = paired.T.reshape(-1)  # half of each part is ill
         return Datasets(
             training=_images(images, labels, rows[:IMAGES]),
@@ -169,9 +170,10 @@ def print_tables(reports: list[SiteReport]) -> None:
     print("\n| site | control | value | needed | |\n|---|---|---|---|---|")
     for report in reports:
         for control in report.controls:
+            must = "succeed" if control.positive else "fail"
             print(
-                f"| {report.site} | {control.attack}, must {'succeed' if control.positive else 'fail'}"
-                f": {control.what} | {_cell(control)} | {control.needed} | "
+                f"| {report.site} | {control.attack}, must {must}: {control.what} | "
+                f"{_cell(control)} | {control.needed} | "
                 f"{'passed' if control.passed else 'FAILED'} |"
             )
 

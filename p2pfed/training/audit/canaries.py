@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from p2pfed.training.audit.one_run import EpsilonBound, audit_scores
-from p2pfed.training.audit.rounds import Setting, train_rounds
-from p2pfed.training.task import CollatingTask, Datasets, Task, TaskError, task_code
+from p2pfed.training.audit.rounds import Setting, collated, train_rounds
+from p2pfed.training.task import Datasets, Task, TaskError
 
 PROBE = "probe.weight"
 # Of a canary's gradient before it is clipped, over the clipping norm: what the record that carries
@@ -93,10 +93,7 @@ class CanaryTask:
 
     def collate(self, records: list[Any]) -> Any:
         """Own records collated by the task, and the codes, shape (B, m)."""
-        own = [record for record, _ in records]
-        batch = (
-            self._task.collate(own) if isinstance(self._task, CollatingTask) else default_collate(own)
-        )
+        batch = collated(self._task, [record for record, _ in records])
         codes = torch.zeros(len(records), self._canaries)
         for row, (_, canary) in enumerate(records):
             if canary is not None:

@@ -47,8 +47,9 @@ def control_steps(
 
     More steps are accounted higher, and no more than :func:`reachable` can be shown.
     """
-    rounds = [steps_a_round * count for count in range(most // steps_a_round, 0, -1)]
-    for steps in [*rounds, *range(min(most, steps_a_round) - 1, 0, -1)]:
+    lengths = [steps_a_round * count for count in range(most // steps_a_round, 0, -1)]
+    lengths += range(min(most, steps_a_round) - 1, 0, -1)  # less than a round
+    for steps in lengths:
         drawn = 1.0 - (1.0 - sampling_rate) ** steps
         if accounted(steps) <= MARGIN * reachable(canaries, drawn, delta):
             return steps

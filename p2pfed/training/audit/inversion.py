@@ -20,112 +20,29 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch.func import functional_call
-from torch.utils.data import Dataset, Subset, default_collate
+from torch.utils.data import Dataset, Subset
 
-from p2pfed.errors import TrainingError
-from p2pfed.training.audit.rounds import Observed, Setting, train_rounds
+from p2pfed.training.audit.likeness import (
+    MIN_DEVIATION,
+    Likeness,
+    Prior,
+    inputs_of,
+    likeness,
+    with_inputs,
+)
+from p2pfed.training.audit.rounds import Observed, Setting, collated, held_at_once, train_rounds
 from p2pfed.training.loop import Learner
-from p2pfed.training.records import to_device
+from p2pfed.training.records import record_count, to_device
 from p2pfed.training.settings import LoopSettings
-from p2pfed.training.task import CollatingTask, Datasets, Task, task_code
+from p2pfed.training.task import Datasets, Task, task_code
 
 FloatArray = NDArray[np.float64]
 
 ATTACK_LEARNING_RATE = 0.1  # in standard deviations of the records
 SMOOTHNESS = 0.01  # weight of an image's total variation, in standard deviations a pixel
-MIN_DEVIATION = 1e-6  # a value that varies less is known without an attack
-
-
-MAX_SOUGHT_RECORDS = 256  # at once; bounds memory and time
-PRIOR_RECORDS = 512
+PRIOR_RECORDS = 512  # of the hold-out, that the attacker may know
 GUESSES = 20
-
-
-@dataclass(frozen=True)
-class Prior:
-    """What records of this kind look like; each of shape (values,), one for each input value."""
-
-    mean: torch.Tensor
-    deviation: torch.Tensor
-
-    @classmethod
-    def of(cls, inputs: torch.Tensor) -> "Prior":
-        """:param inputs: shape (n, ...)."""
-        flat = inputs.flatten(1)
-        return cls(flat.mean(0), flat.std(0, unbiased=False))
-
-    def standardised(self, inputs: torch.Tensor) -> FloatArray:
-        """Shape (n, values that vary)."""
-        varies = self.deviation > MIN_DEVIATION
-        flat = (inputs.detach().flatten(1) - self.mean)[:, varies] / self.deviation[varies]
-        result: FloatArray = flat.double().cpu().numpy()
-        return result
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """How like the true records others are, matched so that the sum of errors is least.
-
-    :ivar errors: for each true record the root mean square of its difference, in standard
-        deviations of each value; shape (n,).
-    :ivar correlations: of its standardised values with those of its match, shape (n,).
-    """
-
-    errors: FloatArray
-    correlations: FloatArray
-
-
-def inputs_of(batch: Any) -> torch.Tensor:
-    """What a batch's model looks at: its largest tensor of floats, shape (B, ...).
-
-    :raises TrainingError: none has more than one number a record.
-    """
-    found = [leaf for leaf in _leaves(batch) if leaf.is_floating_point() and leaf.dim() > 1]
-    if not found:
-        raise TrainingError("the records hold no tensor of numbers that could be sought")
-    return max(found, key=torch.numel)
-
-
-def with_inputs(batch: Any, old: torch.Tensor, new: torch.Tensor) -> Any:
-    """The batch with ``new`` in the place of ``old``, which is one of its tensors."""
-    if batch is old:
-        return new
-    if isinstance(batch, Mapping):
-        return {key: with_inputs(value, old, new) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(with_inputs(value, old, new) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(with_inputs(value, old, new) for value in batch)
-    return batch
-
-
-def _leaves(batch: Any) -> list[torch.Tensor]:
-    if isinstance(batch, torch.Tensor):
-        return [batch]
-    if isinstance(batch, Mapping):
-        batch = list(batch.values())
-    if isinstance(batch, list | tuple):
-        return [leaf for part in batch for leaf in _leaves(part)]
-    return []
-
-
-def likeness(found: torch.Tensor, true: torch.Tensor, prior: Prior) -> Likeness:
-    """:param found: shape (n, ...) like ``true``; in any order."""
-    guesses, truth = prior.standardised(found), prior.standardised(true)
-    errors = np.sqrt(((truth[:, None, :] - guesses[None, :, :]) ** 2).mean(2))  # (n, n)
-    rows, columns = linear_sum_assignment(errors)
-    pairs = zip(truth[rows], guesses[columns], strict=True)
-    correlations = np.array([_correlation(one, other) for one, other in pairs])
-    return Likeness(errors[rows, columns], correlations)
-
-
-def _correlation(one: FloatArray, other: FloatArray) -> float:
-    norms = float(np.linalg.norm(one - one.mean()) * np.linalg.norm(other - other.mean()))
-    if norms < MIN_DEVIATION:
-        return 0.0
-    return float((one - one.mean()) @ (other - other.mean()) / norms)
 
 
 def linear_layer(learner: Learner, values: int) -> str | None:
@@ -211,7 +128,7 @@ def seek(
         change = _unrolled(learner, before, batches, names)
         distance = 1.0 - torch.nn.functional.cosine_similarity(change, target, dim=0, eps=1e-12)
         roughness = sum(_total_variation(part, one) for part, one in zip(free, real, strict=True))
-        (distance + SMOOTHNESS * roughness / len(free)).backward()
+        (distance + SMOOTHNESS * roughness / len(free)).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     learner.model.zero_grad(set_to_none=True)
     return [guess.detach() for guess in candidates()]
@@ -289,7 +206,7 @@ class _Witnessed:
         return self._task.datasets()
 
     def collate(self, records: list[Any]) -> Any:
-        return _collate(self._task, records)
+        return collated(self._task, records)
 
     def loss(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
         self.batches.append(batch)
@@ -313,14 +230,15 @@ class LinearControl:
         return self._task.datasets()
 
     def collate(self, records: list[Any]) -> Any:
-        return _collate(self._task, records)
+        return collated(self._task, records)
 
     def loss(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
         scores: torch.Tensor = model(inputs_of(batch).flatten(1))  # (B, 1)
         return (scores - 1.0).square().mean()
 
     def metrics(self, model: torch.nn.Module, batches: Any) -> Mapping[str, Any]:
-        return {}
+        losses = [self.loss(model, batch) for batch in batches]
+        return {"loss": sum(losses) / len(losses)}
 
 
 def control_setting(setting: Setting, values: int) -> Setting:
@@ -351,9 +269,9 @@ class Inverter:
     def __init__(self, setting: Setting, dataset: Dataset[Any], others: Dataset[Any]) -> None:
         self._setting = setting
         self._dataset = dataset
-        count = min(PRIOR_RECORDS, len(others))  # type: ignore[arg-type]
+        count = held_at_once(setting.task, others, min(PRIOR_RECORDS, record_count(others)))
         with task_code("reading the records"):
-            known = _collate(setting.task, [others[index] for index in range(count)])
+            known = collated(setting.task, [others[index] for index in range(count)])
         self._known = inputs_of(to_device(known, setting.device))
         self.prior = Prior.of(self._known)
 
@@ -381,9 +299,7 @@ class Inverter:
         :returns: None where no step drew a record.
         """
         witness = _Witnessed(setting.task)
-        loop = setting.loop.model_copy(
-            update={"batch_size": batch_size, "micro_batch_size": None}
-        )
+        loop = setting.loop.model_copy(update={"batch_size": batch_size, "micro_batch_size": None})
         local = replace(setting, task=witness, loop=loop, records=len(indices))
         learner = local.learner(len(indices))
         seed = int(generator.integers(2**62))
@@ -393,21 +309,15 @@ class Inverter:
             return None
         truth = torch.cat([inputs_of(batch) for batch in batches])
         layer = linear_layer(learner, self.values)
-        if by_quotient and layer is not None:
+        if by_quotient and layer is not None and loop.optimiser == "sgd":
             one = quotient(learner, seen, layer).view(1, *truth.shape[1:])
             found = one.expand(truth.shape)
         else:
             draws = torch.Generator().manual_seed(seed >> 1)
-            parts = seek(
-                learner, seen, batches, self.prior, iterations=iterations, generator=draws
-            )
+            parts = seek(learner, seen, batches, self.prior, iterations=iterations, generator=draws)
             found = torch.cat(parts)
         guesses = [
             likeness(self._known[picked], truth, self.prior).correlations
             for picked in generator.integers(len(self._known), size=(GUESSES, len(truth)))
         ]
         return Attempt(likeness(found, truth, self.prior), np.mean(guesses, axis=0))
-
-
-def _collate(task: Task, records: list[Any]) -> Any:
-    return task.collate(records) if isinstance(task, CollatingTask) else default_collate(records)

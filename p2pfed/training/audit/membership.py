@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, Subset, default_collate
+from torch.utils.data import Dataset, Subset
 
-from p2pfed.training.audit.rounds import Setting, last_model
+from p2pfed.training.audit.rounds import Setting, collated, last_model
 from p2pfed.training.loop import Learner
 from p2pfed.training.records import to_device
 from p2pfed.training.site_state import SiteModel
-from p2pfed.training.task import CollatingTask, Task, task_code
+from p2pfed.training.task import Task, task_code
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -121,8 +121,7 @@ def _log_density(values: FloatArray, means: FloatArray, variance: float) -> Floa
 def single_batches(task: Task, dataset: Dataset[Any], indices: Sequence[int]) -> list[Any]:
     """Each record as a batch of its own, on the CPU."""
     with task_code("reading the records"):
-        collate = task.collate if isinstance(task, CollatingTask) else default_collate
-        return [collate([dataset[index]]) for index in indices]
+        return [collated(task, [dataset[index]]) for index in indices]
 
 
 @torch.no_grad()
@@ -132,8 +131,9 @@ def confidences_of(learner: Learner, model: SiteModel, batches: Sequence[Any]) -
     learner.model.eval()
     losses = np.empty(len(batches))
     for place, batch in enumerate(batches):
+        record = to_device(batch, learner.device)
         with task_code("loss"):
-            losses[place] = float(learner.task.loss(learner.model, to_device(batch, learner.device)))
+            losses[place] = float(learner.task.loss(learner.model, record))
     losses = np.maximum(losses, _SMALLEST_LOSS)
     result: FloatArray = -losses - np.log(-np.expm1(-losses))
     return result

@@ -146,9 +146,10 @@ def lines_of(report: SiteReport) -> list[str]:
     for control in report.controls:
         kind = "must succeed" if control.positive else "must fail"
         interval = f"{control.value:.3f} [{control.low:.3f}, {_shown(control.high)}]"
+        state = "passed" if control.passed else "FAILED"
         lines.append(
-            f"{'passed' if control.passed else 'FAILED'}  {control.attack}, {kind}: {control.what}: "
-            f"{interval}, needed: {control.needed}"
+            f"{state}  {control.attack}, {kind}: {control.what}: {interval}, "
+            f"needed: {control.needed}"
         )
     lines += [f"not tried: {reason}" for reason in report.skipped]
     return [*lines, "", *_conclusion(report)]

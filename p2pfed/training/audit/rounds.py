@@ -12,19 +12,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
+from p2pfed.training.audit.likeness import leaves
 from p2pfed.training.frames import Progress
 from p2pfed.training.loop import Learner, RoundInput, genesis_model, round_seed
 from p2pfed.training.privacy.settings import PrivateSettings
-from p2pfed.training.records import record_count
 from p2pfed.training.sampling import sampler_seed
 from p2pfed.training.schema import prepare
 from p2pfed.training.settings import LoopSettings
 from p2pfed.training.site_state import SiteModel
-from p2pfed.training.task import Task
+from p2pfed.training.task import CollatingTask, Task, task_code
 
 _SECRET_DOMAIN = b"p2pfed/1 audit noise\x00"
+MAX_HELD_BYTES = 512 * 1024 * 1024  # of records, by an attack
 MAX_PREPARING_ROUNDS = 4  # a task that settles something first needs one
 
 
@@ -135,9 +136,21 @@ def last_model(
     return last.after
 
 
+def collated(task: Task, records: list[Any]) -> Any:
+    """Records as the batch that the trainer makes of them."""
+    return task.collate(records) if isinstance(task, CollatingTask) else default_collate(records)
+
+
+def held_at_once(task: Task, dataset: Dataset[Any], count: int) -> int:
+    """How many of ``count`` records, one at least, fit into ``MAX_HELD_BYTES`` beside each other.
+
+    :raises TaskError: the dataset raised.
+    """
+    with task_code("reading the records"):
+        tensors = leaves(collated(task, [dataset[0]]))
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return max(1, min(count, MAX_HELD_BYTES // max(size, 1)))
+
+
 def _unheard(_: Progress) -> None:
     """An audit says itself how far it is."""
-
-
-def size_of(dataset: Dataset[Any]) -> int:
-    return record_count(dataset)

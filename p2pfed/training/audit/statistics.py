@@ -61,7 +61,8 @@ def two_way_bootstrap(
     rows, columns = scores.shape
     found = []
     for _ in range(RESAMPLES):
-        cells = np.ix_(generator.integers(rows, size=rows), generator.integers(columns, size=columns))
+        row, column = generator.integers(rows, size=rows), generator.integers(columns, size=columns)
+        cells = np.ix_(row, column)
         drawn = inside[cells]
         if drawn.any() and not drawn.all():
             found.append(figure(scores[cells].ravel(), drawn.ravel()))
