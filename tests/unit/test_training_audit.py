@@ -14,6 +14,7 @@ from scipy.stats import binom
 from torch.utils.data import TensorDataset
 
 from p2pfed.demo.layout import HOLDOUT_FRACTION
+from p2pfed.errors import DataError
 from p2pfed.settings import read_toml
 from p2pfed.shipped import shipped
 from p2pfed.training.audit.canaries import CanaryRun, run_canaries
@@ -23,13 +24,16 @@ from p2pfed.training.audit.likeness import Prior, likeness
 from p2pfed.training.audit.membership import likelihood_ratios, train_shadows
 from p2pfed.training.audit.one_run import GUESSINGS, audit_scores, epsilon_lower_bound, p_value
 from p2pfed.training.audit.report import Control, Finding, SiteReport, lines_of
+from p2pfed.training.audit.request import ADAPTER, AuditedPrivacy, AuditRequest
 from p2pfed.training.audit.rounds import Noise, Setting, train_rounds
+from p2pfed.training.audit.site import audit_site
 from p2pfed.training.audit.statistics import (
     area,
     mean_interval,
     true_positive_rate,
     two_way_bootstrap,
 )
+from p2pfed.training.frames import Open
 from p2pfed.training.privacy.accountant import epsilon_of
 from p2pfed.training.task import Datasets, TaskError
 from p2pfed.training.tasks.tabular.task import Tabular
@@ -187,7 +191,7 @@ def test_rates_and_areas_of_a_small_case() -> None:
 
 def test_the_mean_has_students_interval() -> None:
     found = mean_interval(np.array([1.0, 2.0, 3.0]))
-    # 2 +- 4.3027 * 1 / sqrt(3)
+    # The 0.975 quantile for two degrees of freedom is 4.3027; the error is 1 over the root of 3.
     assert (found.value, found.low, found.high) == pytest.approx((2.0, -0.4841, 4.4841), abs=1e-4)
 
 
@@ -406,6 +410,33 @@ def test_rounds_are_those_of_the_trainer_and_repeat_byte_for_byte() -> None:
         assert once[0].after.parameters.tobytes() == once[1].before.parameters.tobytes()
         (strange, *_) = train_rounds(aimed.learner(aimed.records), data.training, 1, 2, 5)
         assert not np.array_equal(strange.after.parameters, once[0].after.parameters)
+
+
+def test_too_few_records_are_refused(tmp_path: Path) -> None:
+    folder = shipped("demos") / "heart"
+    rows = (folder / "cleveland.csv").read_text(encoding="utf-8").splitlines()[:36]
+    (tmp_path / "data.csv").write_text("\n".join(rows), encoding="utf-8")
+    request = AuditRequest(
+        opening=Open(
+            task_kind="tabular",
+            site="alpha",
+            options=read_toml(folder / "heart.toml")["task"]["options"],
+            data={"path": str(tmp_path / "data.csv"), "holdout_fraction": HOLDOUT_FRACTION},
+            seed=0,
+            device="cpu",
+            minimum_records=2,
+            task_class=None,
+            task_path=None,
+        ),
+        rounds=1,
+        local_steps=1,
+        privacy=AuditedPrivacy(False, 8.0, DELTA, 1.0, 1.0),
+        seed=0,
+        quick=True,
+    )
+    with pytest.raises(DataError, match="hold-out records; an attack cannot be judged"):
+        audit_site(request, lambda _: None)
+    assert ADAPTER.validate_json(request.encode()) == request
 
 
 def report(passed: bool, exceeds: bool) -> SiteReport:
