@@ -83,6 +83,10 @@ class Digits:
 
     metric = "accuracy"
 
+    def __init__(self, shares: torch.Tensor) -> None:
+        """:param shares: how common each class is at this site, shape (10,)."""
+        self.shares = shares
+
     def build_model(self) -> torch.nn.Module:
         return torch.nn.Sequential(
             torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10)
@@ -95,8 +99,13 @@ class Digits:
         return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
 
     def metrics(self, model: torch.nn.Module, batches: Iterable[Any]) -> Mapping[str, float]:
-        hits = [(model(features).argmax(dim=1) == labels).double() for features, labels in batches]
-        return {"accuracy": float(torch.cat(hits).mean())}
+        """Accuracy where all digits are alike common, and where they are as at this site."""
+        pairs = [(model(features).argmax(dim=1), labels) for features, labels in batches]
+        labels = torch.cat([labels for _, labels in pairs])
+        right = (torch.cat([found for found, _ in pairs]) == labels).double()
+        common = torch.bincount(labels, minlength=10) / labels.numel()
+        own = (self.shares / common)[labels].double()
+        return {"accuracy": float(right.mean()), "own_accuracy": float((right * own).mean())}
 
 
 def heart(seed: int) -> list[Site]:
@@ -150,7 +159,7 @@ def digits(concentration: float, seed: int) -> list[Site]:
     return [
         Site(
             f"site {number + 1}",
-            Digits(),
+            Digits(torch.bincount(torch.from_numpy(labels), minlength=10) / labels.size),
             TensorDataset(torch.from_numpy(features), torch.from_numpy(labels)),
             test,
         )

@@ -71,6 +71,16 @@ class Data:
     batch_norm: bool = False
 
 
+COLUMNS = {
+    "mean": "mean",
+    "worst": "worst site",
+    "own_mean": "own patients, mean",
+    "personal_mean": "personal, mean",
+    "personal_worst": "personal, worst",
+    "personal_own_mean": "personal, own patients",
+}
+
+
 class Participant:
     """One site as it stands: its learner, its model, and what it keeps."""
 
@@ -158,7 +168,7 @@ def judged(data: Data, participants: Sequence[Participant]) -> dict[str, float]:
     """Figures in percent: over all, of the worst site, and personal ones where there are any."""
     each = [one.figures() for one in participants]
     found = {}
-    for prefix in ("", "personal_"):
+    for prefix in ("", "own_", "personal_", "personal_own_"):
         values = [
             100 * figures[prefix + data.metric]
             for figures in each
@@ -254,11 +264,15 @@ def run(name: str, data: Data, arguments: argparse.Namespace) -> dict[str, list[
 
 
 def table(name: str, found: Mapping[str, list[dict[str, float]]]) -> str:
-    lines = [f"\n{name}", "", "| | mean | worst site | personal mean | personal worst |",
-             "|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        f"\n{name}",
+        "",
+        f"| | {' | '.join(COLUMNS.values())} |",
+        "|---" * (1 + len(COLUMNS)) + "|",
+    ]
     for key, runs in found.items():
         cells = []
-        for column in ("mean", "worst", "personal_mean", "personal_worst"):
+        for column in COLUMNS:
             values = [one[column] for one in runs if column in one]
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{statistics.fmean(values):.1f}{spread}" if values else "")

@@ -25,6 +25,7 @@ from p2pfed.topology.file import (
 
 SCHEMA_VERSION = 1
 MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108 with its terminating zero
+MAX_STATEMENT_CHARACTERS = 2_000
 DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/7400",)
 
 
@@ -208,6 +209,43 @@ class SitePrivacy(Settings):
     )
 
 
+class Export(Settings):
+    tensorboard: str = Field(
+        "",
+        description="Directory that TensorBoard is to read; each round's metrics are written to "
+        "it. Needs p2pfed[tensorboard]. Default none. Needs a restart.",
+    )
+    mlflow: str = Field(
+        "",
+        description="MLflow's tracking URI, or a directory, for each round's metrics. They leave "
+        "this machine where the URI says so. Needs p2pfed[mlflow]. Default none. "
+        "Needs a restart.",
+    )
+
+
+class Statement(Settings):
+    """What nobody but its operator can say of a model; ``p2pfed report`` shows it."""
+
+    intended_use: str = Field(
+        "",
+        description="What the model is for, and for whom. Default none. Read anew by each "
+        "p2pfed report; the daemon's own at the end of a run needs a restart.",
+        max_length=MAX_STATEMENT_CHARACTERS,
+    )
+    out_of_scope: str = Field(
+        "",
+        description="What it must not be used for. Default none. Read anew by each p2pfed report; "
+        "the daemon's own at the end of a run needs a restart.",
+        max_length=MAX_STATEMENT_CHARACTERS,
+    )
+    contact: str = Field(
+        "",
+        description="Who answers for it. Default none. Read anew by each p2pfed report; "
+        "the daemon's own at the end of a run needs a restart.",
+        max_length=MAX_STATEMENT_CHARACTERS,
+    )
+
+
 class Limits(Settings):
     maximum_model_megabytes: int = Field(
         4096,
@@ -256,6 +294,12 @@ class SiteFile(Settings):
         default_factory=SitePrivacy, description="What this site demands beyond the federation."
     )
     limits: Limits = Field(default_factory=Limits, description="What the daemon may use.")
+    export: Export = Field(
+        default_factory=Export, description="Where metrics go beside p2pfed's own places."
+    )
+    report: Statement = Field(
+        default_factory=Statement, description="What a report says in the operator's own words."
+    )
 
 
 @dataclass(frozen=True)
@@ -294,6 +338,19 @@ class Site:
     @property
     def task_directory(self) -> Path | None:
         return self._resolve(self.file.task.path) if self.file.task.path else None
+
+    @property
+    def tensorboard_directory(self) -> Path | None:
+        given = self.file.export.tensorboard
+        return self._resolve(given) if given else None
+
+    @property
+    def mlflow_uri(self) -> str | None:
+        """A directory as a URI; a URI as it is."""
+        given = self.file.export.mlflow
+        if not given or "://" in given or given == "databricks":
+            return given or None
+        return self._resolve(given).as_uri()
 
     @property
     def data(self) -> dict[str, Any]:

@@ -239,9 +239,42 @@ def evaluate(
     if json_output:
         _say(json.dumps(result, indent=2))
         return
-    for name, value in sorted(result["metrics"].items()):
-        _say(f"{name:12} {value:.4f}")
+    for name, value in sorted({**result["metrics"], **result["calibration"]}.items()):
+        ends = result["intervals"].get(name)
+        interval = f"  ({ends[0]:.4f} to {ends[1]:.4f})" if ends else ""
+        _say(f"{name:12} {value:.4f}{interval}")
     _say(f"{'records':12} {result['records']}")
+
+
+@app.command()
+def report(
+    config: ConfigOption = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page to read and print; - for stdout.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write it as JSON; - for stdout.")
+    ] = None,
+    site: Annotated[
+        list[Path] | None,
+        typer.Option("--site", help="Another site's report as JSON, to stand beside; repeatable."),
+    ] = None,
+    with_local: Annotated[
+        bool,
+        typer.Option("--with-local", help="Train on this site's records alone first, to compare."),
+    ] = False,
+) -> None:
+    """Write this site's report, the model card; the daemon may run meanwhile."""
+    from p2pfed.cli.report import make_report
+
+    for line in make_report(
+        choose_config(config),
+        html=html,
+        json_file=json_file,
+        other_sites=site or [],
+        with_local=with_local,
+    ):
+        _say(line)
 
 
 @app.command()

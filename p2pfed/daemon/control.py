@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,6 +62,8 @@ class ExportResult:
 class EvaluateResult:
     metrics: dict[str, float]
     records: int
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    calibration: dict[str, float] = field(default_factory=dict)
 
 
 class Operations(Protocol):

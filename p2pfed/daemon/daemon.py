@@ -14,6 +14,7 @@ from p2pfed.aggregation import Mixing
 from p2pfed.config import Site
 from p2pfed.daemon import netcheck
 from p2pfed.daemon.addresses import AddressBook
+from p2pfed.daemon.announcing import Announcing
 from p2pfed.daemon.control import (
     EvaluateResult,
     ExportResult,
@@ -21,7 +22,9 @@ from p2pfed.daemon.control import (
     ReloadResult,
     serve_control,
 )
-from p2pfed.daemon.delta_exchange import DeltaReceiver, ExchangeHandler, ReceivedPayload
+from p2pfed.daemon.correspondence import Correspondence
+from p2pfed.daemon.delta_exchange import DeltaReceiver
+from p2pfed.daemon.exporting import Exporting, begin_of
 from p2pfed.daemon.links import Links
 from p2pfed.daemon.logs import RecentLines
 from p2pfed.daemon.membership import Membership
@@ -29,8 +32,9 @@ from p2pfed.daemon.notify import notify, notify_reloading
 from p2pfed.daemon.outbox import Outbox
 from p2pfed.daemon.private_training import private_training
 from p2pfed.daemon.probing import Probing
-from p2pfed.daemon.relaying import Relaying, announced_addresses, terms_of
+from p2pfed.daemon.relaying import Relaying, terms_of
 from p2pfed.daemon.reloading import Reload, read_again
+from p2pfed.daemon.reporting import ReportKeeper
 from p2pfed.daemon.resources import set_aside_what_stays
 from p2pfed.daemon.round_work import RoundWork
 from p2pfed.daemon.runtime import Runtime
@@ -45,11 +49,9 @@ from p2pfed.privacy_terms import privacy_terms
 from p2pfed.protocol import events as on
 from p2pfed.protocol import limits
 from p2pfed.protocol.certificates import issue_address_record, issue_certificate
-from p2pfed.protocol.envelope import Offer, unwrap_key
 from p2pfed.protocol.evidence import HeaderLog
-from p2pfed.protocol.header import SignedHeader
-from p2pfed.protocol.messages import AddressRecordNotice, AnswerCode
 from p2pfed.protocol.own_state import OwnState
+from p2pfed.protocol.phases import Phase
 from p2pfed.protocol.plan import FederationPlan
 from p2pfed.protocol.rounds import RoundEngine
 from p2pfed.topology import Topology
@@ -140,7 +142,8 @@ class Daemon:
         self._status: StatusBuilder
         self._book: AddressBook
         self._relaying: Relaying
-        self._address_sequence = 0
+        self._report = ReportKeeper(site)
+        self._announcing: Announcing
 
     async def run(self) -> None:
         """Run until the operator stops the daemon.
@@ -165,7 +168,7 @@ class Daemon:
                 self.site.file.metrics.address,
             )
             await nursery.start(self._transport.run)
-            self._announce()
+            self._announcing.announce()
             await nursery.start(self._runtime.outbox.run)
             await nursery.start(self._links.run)
             nursery.start_soon(self._probing.run)
@@ -174,6 +177,8 @@ class Daemon:
             await self._start_mdns(nursery)
             nursery.start_soon(self._run_rounds, nursery.cancel_scope)
             nursery.start_soon(self._set_aside_what_stays)
+            nursery.start_soon(self._keep_report)
+            self._start_export(nursery)
             notify("READY=1", f"STATUS=round {self._runtime.engine.round_number}")
             log.info(
                 "daemon started",
@@ -183,6 +188,25 @@ class Daemon:
                 addresses=list(self._transport.listen_addresses),
                 topology=self.topology.digest.hex()[:12],
             )
+        await self._report.write(self.topology, self._runtime.rounds_done)
+
+    async def _keep_report(self) -> None:
+        while True:
+            done = self._runtime.rounds_done
+            finished = self._runtime.engine.phase is Phase.FINISHED
+            if self._report.is_due(done, finished=finished):
+                await self._report.write(self.topology, done)
+            await self._change.wait()
+
+    def _start_export(self, nursery: trio.Nursery) -> None:
+        """Export each round's figures, where the site file says so."""
+        federation_id = self._runtime.plan.federation_id.hex()
+        begin = begin_of(self.site, self.topology, federation_id)
+        if begin is not None:
+            exporting = Exporting(begin)
+            self._runtime.recorded = exporting.offer
+            self._status.export_errors = lambda: exporting.errors
+            nursery.start_soon(exporting.run)
 
     async def _set_aside_what_stays(self) -> None:
         """Once when everything is built, and again when the first round has loaded its kernels."""
@@ -243,11 +267,13 @@ class Daemon:
                 work.own_digest,
                 self.store.last_published(),
                 self.store.restored(),
+                generation.since_round if generation else 0,
             ),
             work.replica_states(),
             retained,
             headers,
             self.store.quarantined(),
+            self.store.standings(),
         )
         self._restore_trainer(self._trainer.ready)
         self._runtime = Runtime(
@@ -306,6 +332,7 @@ class Daemon:
         runtime = self._runtime
         relay = self.site.file.relay
         self._book = AddressBook(self._listed_addresses(), use_relays=relay.use)
+        self._announcing = Announcing(self.site, self.identity, self._neighbour_ids)
         self._membership = Membership(
             runtime,
             self.topology,
@@ -313,7 +340,7 @@ class Daemon:
             own_name=self._name,
             certificate=issue_certificate(self.identity),
             address_record=issue_address_record(self.identity, 0, ()),
-            outbid=self._outbid_addresses,
+            outbid=self._announcing.outbid,
         )
         self._transport = self._make_transport(self.identity, self.site.file.listen.addresses, self)
         self._transport.set_roster(self._roster())
@@ -335,19 +362,17 @@ class Daemon:
             reachable=self.site.reachable,
             neighbours=self._neighbour_ids,
             unlinked=self._links.unlinked,
-            changed=self._relays_changed,
+            changed=self._announcing.relays_changed,
         )
+        self._announcing.connect(self._transport, self._relaying, self._membership, self._links)
         self._membership.links = runtime.links = self._links
         self._probing = self._membership.probing = Probing(
             runtime, self._links, self._transport, self.topology, self._name
         )
         self._links.set_neighbours(self._neighbour_ids())
-        runtime.outbox = Outbox(self._transport, self._links, self.identity, self._sent)
-        receiver = DeltaReceiver(
-            self.store.spool,
-            runtime.work.dimension,
-            ExchangeHandler(self._decide, self._unwrap, self._deliver, self._aborted),
-        )
+        correspondence = Correspondence(runtime, self._membership, self._links, self.identity)
+        runtime.outbox = Outbox(self._transport, self._links, self.identity, correspondence.sent)
+        receiver = DeltaReceiver(self.store.spool, runtime.work.dimension, correspondence.handler)
         self._transport.set_handler(limits.DELTA_PROTOCOL, receiver.handle)
         self._status = StatusBuilder(
             self.site,
@@ -359,32 +384,6 @@ class Daemon:
             self._probing,
         )
         self._status.topology = self.topology
-
-    def _announce(self) -> None:
-        """Sign the addresses that others should dial, and tell those who are linked."""
-        self._address_sequence = max(self._address_sequence + 1, int(time.time()))
-        addresses = announced_addresses(
-            self.site,
-            self.identity.peer_id,
-            self._transport.listen_addresses,
-            self._relaying.held,
-        )
-        record = issue_address_record(self.identity, self._address_sequence, addresses)
-        self._membership.announce(record)
-        for peer_id in self._neighbour_ids():
-            self._links.post(peer_id, AddressRecordNotice(record))
-
-    def _outbid_addresses(self, sequence: int) -> None:
-        """Sign the addresses anew where a record of an earlier life of this site would hide them
-        from everybody: the clock that numbered it was ahead."""
-        if sequence > self._address_sequence:
-            self._address_sequence = sequence
-            self._announce()
-
-    def _relays_changed(self) -> None:
-        self._announce()
-        for peer_id in self._links.unlinked():
-            self._links.nudge(peer_id)
 
     def _listed_addresses(self) -> dict[str, tuple[str, ...]]:
         return {peer.peer_id_text: peer.addresses for peer in self.topology.file.peers}
@@ -416,30 +415,6 @@ class Daemon:
     def _changed(self) -> None:
         self._change.set()
         self._change = trio.Event()
-
-    def _decide(self, peer_id: str, offer: Offer) -> tuple[AnswerCode, str]:
-        answer = self._runtime.answer_offer(self._membership.name_of(peer_id), offer.signed)
-        return answer.code, answer.detail
-
-    def _unwrap(self, peer_id: str, offer: Offer) -> bytes:
-        sender = self._links.encryption_key(peer_id)
-        if sender is None:
-            raise TransportError("its link went down")
-        return unwrap_key(self.identity, sender, offer.wrapped_key, offer.signed.digest)
-
-    def _deliver(self, peer_id: str, received: ReceivedPayload) -> None:
-        self._runtime.payload_received(self._membership.name_of(peer_id), received)
-
-    def _aborted(self, peer_id: str, signed: SignedHeader) -> None:
-        self._runtime.dispatch(on.TransferAborted(self._membership.name_of(peer_id), signed))
-
-    def _sent(self, peer_id: str, signed: SignedHeader, outcome: object) -> None:
-        log.debug(
-            "envelope sent",
-            site=self._membership.name_of(peer_id),
-            round=signed.header.round_number,
-            outcome=str(outcome),
-        )
 
     def connected(self, peer_id: str, address: str, direction: Direction) -> None:
         log.debug("connected", peer=peer_id, address=address, direction=direction)
@@ -565,9 +540,23 @@ class Daemon:
                 "software": f"p2pfed {__version__}",
             },
         )
+        await runtime.store_export(
+            {
+                "round": round_number,
+                "path": exported.path,
+                "model": model.hex(),
+                "sha256": exported.sha256.hex(),
+                "exported_at_seconds": int(time.time()),
+            }
+        )
         return ExportResult(exported.path, exported.size_bytes, round_number, model.hex())
 
     async def evaluate(self, data: Path) -> EvaluateResult:
         """:raises DataError: the file does not fit the task."""
         evaluated = await self._trainer.evaluate_file(data)
-        return EvaluateResult(dict(evaluated.metrics), evaluated.records)
+        return EvaluateResult(
+            dict(evaluated.metrics),
+            evaluated.records,
+            dict(evaluated.intervals),
+            dict(evaluated.calibration),
+        )

@@ -10,7 +10,7 @@ BUSY_SCORE = 3  # of local health: a lag of a second and a half at once, or shor
 
 def health_of(status: Status) -> list[HealthLine]:
     """Derive the health lines from the rest of a status, errors first."""
-    lines = _own(status) + _privacy(status) + _neighbours(status)
+    lines = _own(status) + _privacy(status) + _figures(status) + _neighbours(status)
     return sorted(lines, key=lambda line: line.severity != "error")
 
 
@@ -97,6 +97,29 @@ def _own(status: Status) -> list[HealthLine]:
                 "p2pfed log",
             )
         )
+    return lines
+
+
+def _figures(status: Status) -> list[HealthLine]:
+    lines = [
+        HealthLine(
+            "warning",
+            f"{drift.metric} fell beyond noise: {drift.best:.3f} at round {drift.best_round}, "
+            f"{drift.now:.3f} since round {drift.since_round}; look for a change in the data of "
+            "this site, or for a neighbour that joined or changed about then",
+            "p2pfed report",
+        )
+        for drift in status.drift
+        if drift.alarming
+    ]
+    lines += [
+        HealthLine(
+            "warning",
+            f"metrics do not reach {target}: {reason}; rounds go on without",
+            "p2pfed log",
+        )
+        for target, reason in sorted(status.export_errors.items())
+    ]
     return lines
 
 

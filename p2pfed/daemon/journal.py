@@ -30,7 +30,8 @@ CREATE TABLE IF NOT EXISTS generations (
     published INTEGER NOT NULL,
     model BLOB NOT NULL,
     replica BLOB NOT NULL,
-    site_state BLOB NOT NULL
+    site_state BLOB NOT NULL,
+    since_round INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS envelopes (
     sequence INTEGER PRIMARY KEY,
@@ -46,6 +47,12 @@ CREATE TABLE IF NOT EXISTS replicas (
     round_number INTEGER NOT NULL,
     sequence INTEGER NOT NULL,
     since_round INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS standings (
+    site TEXT PRIMARY KEY,
+    absent_rounds INTEGER NOT NULL,
+    is_returning INTEGER NOT NULL,
+    patience INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS headers (
     sender BLOB NOT NULL,
@@ -63,7 +70,15 @@ CREATE TABLE IF NOT EXISTS equivocations (
     found_at_seconds INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS history (round_number INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS exports (id INTEGER PRIMARY KEY AUTOINCREMENT, record TEXT NOT NULL)
+STRICT;
 """
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether the file itself is at fault."""
+    # The low byte is the kind of error, the rest says where it came up.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
 
 
 class Journal:
@@ -117,8 +132,7 @@ class Journal:
         try:
             yield
         except sqlite3.Error as error:
-            # The low byte is the kind of error, the rest says where it came up.
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+            if is_damage(error):
                 raise DamagedStateError(f"{self._path}: {error}; {REMEDY}") from error
             raise StoreError(f"{self._path}: {error}") from error
         except RemoteProtocolError as error:

@@ -10,13 +10,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import multiaddr
 import structlog
 import trio
 from libp2p.custom_types import TProtocol
-from libp2p.io.exceptions import IOException
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
@@ -24,17 +22,15 @@ from libp2p.protocol_muxer.exceptions import MultiselectClientError, Multiselect
 from libp2p.protocol_muxer.multiselect import Multiselect
 from libp2p.protocol_muxer.multiselect_client import MultiselectClient
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
-from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
-from libp2p.stream_muxer.exceptions import MuxedConnError, MuxedStreamEOF, MuxedStreamError
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF
 from libp2p.tools.anyio_service import background_trio_service
-from libp2p.transport.exceptions import MuxerUpgradeFailure
 
+from p2pfed.daemon.libp2p_failures import STREAM_FAILURES, dial_failure, reason_of
 from p2pfed.daemon.libp2p_host import make_network
 from p2pfed.daemon.libp2p_relay import CIRCUITS_PER_PEER, CircuitRelay
 from p2pfed.daemon.libp2p_relay_circuit import Circuits, reserve
 from p2pfed.daemon.libp2p_relay_messages import HOP_PROTOCOL, STOP_PROTOCOL
 from p2pfed.daemon.transport import (
-    ANOTHER_KEY,
     READ_BYTES,
     ConnectionObserver,
     ConnectionPath,
@@ -46,8 +42,6 @@ from p2pfed.daemon.transport import (
     Transport,
 )
 from p2pfed.errors import TransportError
-from p2pfed.protocol import limits
-from p2pfed.protocol.texts import printable
 from p2pfed.topology.file import relay_of
 
 log = structlog.get_logger(__name__)
@@ -63,8 +57,6 @@ NEGOTIATION_TIMEOUT_SECONDS = 60  # of a stream's protocol, beside a bulk transf
 SETTLED_SECONDS = 20.0  # older than any dial that began before the connection was made
 # Inbound and at the same time: control, one delta, room for retries; and the circuits.
 STREAMS_PER_PEER = 8 + CIRCUITS_PER_PEER
-
-_STREAM_FAILURES = (IOException, MuxedStreamError, MuxedConnError, OSError)
 
 
 class _Libp2pStream(Stream):
@@ -85,8 +77,8 @@ class _Libp2pStream(Stream):
             with self._transport.stamped(self._stream.swarm_conn):
                 try:
                     await self._bytes.write(piece)
-                except _STREAM_FAILURES as error:
-                    raise TransportError(_reason(error)) from error
+                except STREAM_FAILURES as error:
+                    raise TransportError(reason_of(error)) from error
             if not self._is_circuit:
                 self._transport.sent[self.peer_id] += len(piece)
 
@@ -95,8 +87,8 @@ class _Libp2pStream(Stream):
             data: bytes = await self._bytes.read(max_bytes)
         except MuxedStreamEOF:
             return b""
-        except _STREAM_FAILURES as error:
-            raise TransportError(_reason(error)) from error
+        except STREAM_FAILURES as error:
+            raise TransportError(reason_of(error)) from error
         self._transport.arrived[self.peer_id] += len(data)
         if not self._is_circuit:
             self._transport.received[self.peer_id] += len(data)
@@ -113,8 +105,8 @@ class _Libp2pStream(Stream):
         with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_TIMEOUT_SECONDS):
             try:
                 await how()
-            except _STREAM_FAILURES as error:
-                log.debug("stream did not close", peer=self.peer_id, reason=_reason(error))
+            except STREAM_FAILURES as error:
+                log.debug("stream did not close", peer=self.peer_id, reason=reason_of(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +215,7 @@ class Libp2pTransport(Transport):
             ours = _Libp2pStream(self, stream, str(protocol))
             await handler(ours)
         except Exception as error:  # noqa: BLE001 - one stream must not end the daemon
-            log.info("stream refused", peer=peer_id, reason=_reason(error))
+            log.info("stream refused", peer=peer_id, reason=reason_of(error))
         finally:
             self._open_inbound[peer_id] -= 1
             if ours is None or not ours.ended:
@@ -253,7 +245,7 @@ class Libp2pTransport(Transport):
             except TransportError as error:
                 failure = str(error)
             except Exception as error:  # noqa: BLE001 - the library raises bare and undocumented ones
-                failure = _dial_failure(error)
+                failure = dial_failure(error)
         if not self._is_reached(peer_id, address):
             raise TransportError(f"{address}: {failure}")
 
@@ -317,8 +309,8 @@ class Libp2pTransport(Transport):
                     NEGOTIATION_TIMEOUT_SECONDS,
                 )
             agreed = True
-        except (*_STREAM_FAILURES, MultiselectClientError, MultiselectError) as error:
-            raise TransportError(f"{protocol}: {_reason(error)}") from error
+        except (*STREAM_FAILURES, MultiselectClientError, MultiselectError) as error:
+            raise TransportError(f"{protocol}: {reason_of(error)}") from error
         finally:
             if stream is not None and not agreed:
                 with trio.CancelScope(shield=True):
@@ -343,7 +335,7 @@ class Libp2pTransport(Transport):
                     try:
                         await close()
                     except Exception as error:  # noqa: BLE001 - it is given up either way
-                        log.debug("connection did not close", reason=_reason(error))
+                        log.debug("connection did not close", reason=reason_of(error))
             self._network.remove_conn(connection)
 
     def path(self, peer_id: str) -> ConnectionPath | None:
@@ -460,38 +452,6 @@ class _Notifee:
     async def listen(self, network: object, multiaddr: object) -> None: ...
 
     async def listen_close(self, network: object, multiaddr: object) -> None: ...
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it came from; the library wraps errors many times over."""
-    while True:
-        yield error
-        if isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        elif error.__cause__ is not None:
-            error = error.__cause__
-        else:
-            return
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause in one line; the library quotes what the other end sent."""
-    *_, innermost = _causes(error)
-    text = str(innermost).strip().splitlines()
-    return printable(text[0], limits.MAX_TEXT_CHARACTERS) if text else type(innermost).__name__
-
-
-def _dial_failure(error: BaseException) -> str:
-    """Why a dial failed, in words that tell an operator what to look at."""
-    causes: list[Any] = list(_causes(error))
-    if any(isinstance(cause, PeerIDMismatchesPubkey) for cause in causes):
-        return f"{ANOTHER_KEY}; check the address, or the peer's key in the topology"
-    if any(isinstance(cause, MuxerUpgradeFailure) for cause in causes):
-        return (
-            "it hung up after the handshake; it refuses sites whose key is not in its own "
-            "copy of the topology file"
-        )
-    return _reason(error)
 
 
 def check_free(address: str) -> None:

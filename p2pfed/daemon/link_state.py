@@ -40,7 +40,8 @@ class LinkHandler(Protocol):
     def check_hello(self, peer_id: str, hello: Hello) -> Refusal | None:
         """Whether the neighbour is of the same federation, with the same files."""
 
-    def link_up(self, peer_id: str, hello: Hello) -> None: ...
+    def link_up(self, peer_id: str, hello: Hello, said: Hello) -> None:
+        """The link carries messages now. ``said`` is what this end's own hello was."""
 
     def link_down(self, peer_id: str, reason: str) -> None: ...
 

@@ -13,6 +13,12 @@ import structlog
 import trio
 
 from p2pfed.daemon.addresses import AddressBook
+from p2pfed.daemon.handshake import (
+    GOODBYE_TIMEOUT_SECONDS,
+    HANDSHAKE_TIMEOUT_SECONDS,
+    next_message,
+    shake_hands,
+)
 from p2pfed.daemon.link_state import Link, LinkHandler, LinkState
 from p2pfed.daemon.relaying import RelayAccess
 from p2pfed.daemon.transport import Stream, Transport
@@ -22,9 +28,7 @@ from p2pfed.errors import (
     RemoteProtocolError,
     TransportError,
 )
-from p2pfed.keys import peer_id_from_public_key
 from p2pfed.protocol import limits
-from p2pfed.protocol.certificates import parse_certificate
 from p2pfed.protocol.liveness import HEARTBEAT_SECONDS
 from p2pfed.protocol.messages import (
     AddressRecordNotice,
@@ -36,7 +40,6 @@ from p2pfed.protocol.messages import (
     Message,
     Refusal,
     RefusalCode,
-    decode_message,
     encode_message,
 )
 from p2pfed.topology.file import relay_of
@@ -49,10 +52,8 @@ MAX_RETRY_SECONDS = 15.0
 DIAL_HEAD_START_SECONDS = 3.0  # of the peer with the lower id
 CONTROL_STREAM_TIMEOUT_SECONDS = 20.0  # for a connected dialler to open it
 REFUSED_RETRY_SECONDS = 30.0  # after an answer that only an operator can change
-HANDSHAKE_TIMEOUT_SECONDS = 60.0  # on a link of 0.3 MB/s a stream can take 9 s to open
 LINK_TIMEOUT_SECONDS = 15.0  # without a byte from the neighbour, on any stream
 OUTGOING_MESSAGES = 256  # queued for a slow neighbour; more are dropped
-GOODBYE_TIMEOUT_SECONDS = 2.0
 
 
 class Links:
@@ -337,11 +338,11 @@ class Links:
         try:
             with scope:
                 reader = FrameReader()
-                hello = await self._handshake(link, stream, reader)
+                said, hello = await shake_hands(stream, reader, link, self._handler)
                 up = True
                 # What the handler says to the new link must find its queue.
                 outgoing = self._establish(link, hello)
-                self._handler.link_up(link.peer_id, hello)
+                self._handler.link_up(link.peer_id, hello, said)
                 carrying = True  # which ends the connection by itself when it fails
                 await self._carry(link, stream, reader, outgoing)
         except IncompatiblePeerError as error:
@@ -383,63 +384,6 @@ class Links:
                 self._handler.link_down(link.peer_id, reason)
             link.control = None
             link.ended.set()
-
-    async def _handshake(self, link: Link, stream: Stream, reader: FrameReader) -> Hello:
-        """Exchange hellos.
-
-        :raises IncompatiblePeerError: either end refuses the other; both then know why.
-        """
-        with trio.fail_after(HANDSHAKE_TIMEOUT_SECONDS):
-            await stream.send_all(encode_message(self._handler.local_hello()))
-            first = await self._next(stream, reader)
-            refusal = None
-            if isinstance(first, Hello):
-                refusal = self._check(link, first)
-                if refusal is not None:
-                    await stream.send_all(encode_message(refusal))
-                    # Leave the other end time to read why before the connection goes.
-                    await self._await_end(stream)
-            elif isinstance(first, Refusal):
-                raise IncompatiblePeerError(f"{link.name} refuses: {first.detail}")
-            else:
-                raise RemoteProtocolError("its first message is no hello")
-        if refusal is not None:
-            raise IncompatiblePeerError(refusal.detail)
-        return first
-
-    def _check(self, link: Link, hello: Hello) -> Refusal | None:
-        if hello.version != limits.PROTOCOL_VERSION:
-            return Refusal(
-                RefusalCode.OTHER_VERSION,
-                f"{link.name} speaks protocol {hello.version}, this site "
-                f"{limits.PROTOCOL_VERSION}; install the same p2pfed release at both",
-            )
-        certificate = parse_certificate(hello.certificate)
-        if peer_id_from_public_key(certificate.owner) != link.peer_id:
-            raise RemoteProtocolError("its encryption key is certified by somebody else")
-        refusal = self._handler.check_hello(link.peer_id, hello)
-        if refusal is None:
-            link.encryption_key = certificate.encryption_key
-        return refusal
-
-    async def _next(self, stream: Stream, reader: FrameReader) -> Message:
-        while True:
-            for body in reader.feed(b""):
-                return decode_message(body)
-            data = await stream.receive_some()
-            if not data:
-                raise TransportError("the neighbour closed the link")
-            for body in reader.feed(data):
-                return decode_message(body)
-
-    @staticmethod
-    async def _await_end(stream: Stream) -> None:
-        with trio.move_on_after(GOODBYE_TIMEOUT_SECONDS):
-            try:
-                while await stream.receive_some():
-                    pass
-            except TransportError:
-                return
 
     def _establish(self, link: Link, hello: Hello) -> trio.MemoryReceiveChannel[Message]:
         """Mark the link as up and give it its bounded queue."""
@@ -501,7 +445,7 @@ class Links:
 
     async def _read(self, link: Link, stream: Stream, reader: FrameReader) -> None:
         while True:
-            message = await self._next(stream, reader)
+            message = await next_message(stream, reader)
             link.heard_at_seconds = trio.current_time()
             match message:
                 case Heartbeat(token, round_number, phase):

@@ -153,7 +153,7 @@ class Membership:
                 )
         return None
 
-    def link_up(self, peer_id: str, hello: Hello) -> None:
+    def link_up(self, peer_id: str, hello: Hello, said: Hello) -> None:
         self._learn_addresses(peer_id, hello.address_record)
         self._runtime.dispatch(
             on.LinkUp(
@@ -161,6 +161,7 @@ class Membership:
                 hello.round_number,
                 hello.published_replica,
                 hello.published_round,
+                said.published_replica,
             )
         )
         self.probing.linked(self.name_of(peer_id))

@@ -9,7 +9,7 @@ and by the neighbours.
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -109,6 +109,18 @@ class PrivateTraining:
     def declared(self) -> float:
         """What the header of the next delta declares: epsilon spent so far."""
         return min(max(self.epsilon_spent, self._vouched_epsilon), MAX_EPSILON)
+
+    def spending(self) -> dict[str, Any]:
+        """The state of the budget as a round's record keeps it; see ``report.records.Spending``."""
+        return {
+            "epsilon_spent": self.epsilon_spent,
+            "epsilon_budget": self.terms.epsilon,
+            "delta": self.terms.delta,
+            "noise_multiplier": self.terms.noise_multiplier,
+            "clip_norm": self.terms.clip_norm,
+            "charged_rounds": self.ledger.entries if self.ledger is not None else 0,
+            "stopped": self.stopped,
+        }
 
     async def reckon(self) -> None:
         """Account for what is in the ledger.

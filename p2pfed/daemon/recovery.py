@@ -22,13 +22,15 @@ READ_BYTES = 1 << 20
 @dataclass(frozen=True, slots=True)
 class Generation:
     """A point to resume from. ``model`` is the start of the round, or, once ``published``,
-    the trained model whose delta went out. All three are vector digests."""
+    the trained model whose delta went out. All three are vector digests. ``since_round``: in which
+    the site joined; 0 for a founder."""
 
     round_number: int
     published: bool
     model: bytes
     replica: bytes
     site_state: bytes
+    since_round: int = 0
 
     def vectors(self) -> tuple[bytes, bytes, bytes]:
         return self.model, self.replica, self.site_state
@@ -114,7 +116,7 @@ def stand_in(
     # Nobody here knows any more what the neighbours hold. A delta may always build on the
     # genesis; the round that went out stands, and the next one is the first to be signed.
     following = newest.round_number + int(newest.published)
-    return Generation(following, False, model, genesis, site_state)
+    return Generation(following, False, model, genesis, site_state, newest.since_round)
 
 
 def start_of_round(

@@ -32,7 +32,7 @@ from p2pfed.protocol.codecs import get_codec
 from p2pfed.protocol.digests import vector_bytes, vector_digest
 from p2pfed.protocol.envelope import PAYLOAD_KEY_BYTES, PayloadContext
 from p2pfed.protocol.header import Header, Kind, SignedHeader, sign_header
-from p2pfed.protocol.neighbours import NOTHING_HELD, ReplicaState
+from p2pfed.protocol.neighbours import NOTHING_HELD, ReplicaState, Standing
 from p2pfed.protocol.plan import FederationPlan
 from p2pfed.protocol.publishing import Publication, Sealed, publish
 from p2pfed.protocol.receiving import Application
@@ -52,11 +52,16 @@ ROUND_NUMBER_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """The model after aggregation, on disk and mapped, with what the rule reports."""
+    """The model after aggregation, on disk and mapped, with what the rule reports.
+
+    ``consensus_distance``: Euclidean norm of the trained model less this one, over the norm of the
+    trained one; None where nothing was trained.
+    """
 
     digest: bytes
     model: npt.NDArray[np.float32]
     outcome: Outcome
+    consensus_distance: float | None = None
 
 
 class RoundWork:
@@ -94,6 +99,8 @@ class RoundWork:
             generation.model if generation and generation.published else self.genesis_digest
         )
         self._site_state_digest = generation.site_state if generation else None
+        self._since_round = generation.since_round if generation else 0
+        self._standings: Sequence[Standing] = store.standings()
         self._envelopes: dict[bytes, Sendable] = {}  # by header digest, oldest first
         for item in store.envelopes():
             self._retain(item)
@@ -222,6 +229,7 @@ class RoundWork:
             model=self._trained_digest,
             replica=sealed.replica_after,
             site_state=self._site_state_digest,
+            since_round=command.since_round,
         )
         self._store.commit_published(generation, signed, sealed.chunk_digests, key)
         self.own_digest = sealed.replica_after
@@ -369,12 +377,17 @@ class RoundWork:
             start=None if start is None else self._own_vector(start),
         )
         step = np.float32(self._mixing.step)
+        moved = length = 0.0  # squared norms
         for first in range(0, self.dimension, MIXING_CHUNK_PARAMETERS):
             part = slice(first, first + MIXING_CHUNK_PARAMETERS)
-            pending.array[part] = trained[part] + step * (pending.array[part] - own[part])
+            change = step * (pending.array[part] - own[part])
+            pending.array[part] = trained[part] + change
+            moved += squared_norm(change)
+            length += squared_norm(trained[part])
         digest = vector_digest(pending.array)
         self._store.keep_vector(pending, digest)
-        return Mixed(digest, pending.array, outcome)
+        distance = math.sqrt(moved / length) if length > 0.0 else None
+        return Mixed(digest, pending.array, outcome, distance)
 
     def gather(self, donors: Sequence[str]) -> Mixed:
         """What the donors' replicas come to, for one who has been far away; it is stored, and
@@ -398,7 +411,8 @@ class RoundWork:
     ) -> None:
         """Make the donors' model, with its ``site_state``, the start of ``round_number``."""
         self._site_state_digest = self._store.put_vector(site_state)
-        self.commit(round_number - 1, gathered, headers, record)
+        self._since_round = round_number
+        self._store_start(round_number, gathered, headers, record)
 
     def start_of_round(self) -> npt.NDArray[np.float32]:
         """What the round's training began with, or, where it was resumed in its midst, what it
@@ -407,19 +421,33 @@ class RoundWork:
 
     def commit(
         self,
-        round_number: int,
+        command: do.CommitRound,
         mixed: Mixed,
         headers: Mapping[tuple[bytes, int], SignedHeader],
         record: Mapping[str, Any],
     ) -> None:
         """Make the mixed model the start of the next round."""
+        for site in command.forgotten:
+            self._replicas.pop(site, None)
+        self._standings = command.standings
+        self._store_start(command.round_number + 1, mixed, headers, record)
+
+    def _store_start(
+        self,
+        round_number: int,
+        mixed: Mixed,
+        headers: Mapping[tuple[bytes, int], SignedHeader],
+        record: Mapping[str, Any],
+    ) -> None:
+        """Make a model the start of ``round_number``."""
         assert self._site_state_digest is not None  # noqa: S101 - stored before
         generation = Generation(
-            round_number=round_number + 1,
+            round_number=round_number,
             published=False,
             model=mixed.digest,
             replica=self.own_digest,
             site_state=self._site_state_digest,
+            since_round=self._since_round,
         )
-        self._store.commit_round(generation, self._replicas, headers, record)
+        self._store.commit_round(generation, self._replicas, headers, record, self._standings)
         self._start_digest = mixed.digest

@@ -6,7 +6,7 @@ another ``dispatch``. All of it happens on one trio thread, so the engine needs 
 """
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -19,6 +19,7 @@ from p2pfed.daemon.delta_exchange import ReceivedPayload
 from p2pfed.daemon.links import Links
 from p2pfed.daemon.outbox import Outbox
 from p2pfed.daemon.private_training import PrivateTraining
+from p2pfed.daemon.round_records import NOT_EVALUATED, RoundRecords
 from p2pfed.daemon.round_times import RoundTimes
 from p2pfed.daemon.round_work import Mixed, RoundWork
 from p2pfed.daemon.sendable import Sendable
@@ -39,7 +40,8 @@ from p2pfed.protocol.joining import is_worth_adopting
 from p2pfed.protocol.messages import AnswerCode, EquivocationProof, HeaderNotice, Want
 from p2pfed.protocol.plan import FederationPlan
 from p2pfed.protocol.rounds import RoundEngine
-from p2pfed.training.frames import Side
+from p2pfed.report.records import DRIFT_ROUNDS, RoundRecord
+from p2pfed.training import frames
 
 log = structlog.get_logger(__name__)
 
@@ -120,10 +122,13 @@ class Runtime:
         self.offload: Offload = WorkerThreads(HEAVY_THREADS)
         self.metrics_before: dict[str, float] = {}
         self.metrics_after: dict[str, float] = {}
-        self.training_loss: float | None = None
+        self.evaluated = NOT_EVALUATED  # the aggregated model
+        self.trained: frames.Trained | None = None
+        self.records = RoundRecords(store.history(DRIFT_ROUNDS))
+        self.recorded: Callable[[RoundRecord], None] = lambda _: None
         generation = store.generation()
         self.model_digest = generation.model if generation is not None else work.genesis_digest
-        self.degraded = False
+        self._left_out: tuple[str, ...] = ()
         self.storage_error: str | None = None
         self.rounds_done = 0
         self.deltas_accepted = 0
@@ -139,6 +144,15 @@ class Runtime:
         self._sealing: set[str] = set()  # sites that a snapshot is being made for
         self._stop_requested = trio.Event()
         self._nursery: trio.Nursery
+
+    @property
+    def training_loss(self) -> float | None:
+        return self.trained.loss if self.trained is not None else None
+
+    @property
+    def degraded(self) -> bool:
+        """Whether the last round closed without a neighbour."""
+        return bool(self._left_out)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run rounds until the engine halts.
@@ -225,8 +239,8 @@ class Runtime:
                 self._nursery.start_soon(self._aggregate, command)
             case do.Adopt():
                 self._nursery.start_soon(self._adopt, command)
-            case do.CommitRound(round_number):
-                self._nursery.start_soon(self._commit, round_number)
+            case do.CommitRound():
+                self._nursery.start_soon(self._commit, command)
             case do.Notice():
                 self._take_notice(command)
             case do.Halt():
@@ -285,8 +299,7 @@ class Runtime:
     async def _train(self, command: do.Train) -> None:
         try:
             if self.privacy is None:
-                trained = await self.trainer.train(command.round_number, command.local_steps)
-                self.training_loss = trained.loss
+                self.trained = await self.trainer.train(command.round_number, command.local_steps)
             else:
                 await self._train_privately(command, self.privacy)
         except TrainingError as error:
@@ -307,9 +320,9 @@ class Runtime:
         if secret is not None:
             trained = await self.trainer.train(number, command.local_steps, secret)
             if not await privacy.withholds(self.engine.signed_elsewhere, self._until_stored):
-                self.training_loss = trained.loss
+                self.trained = trained
                 return
-        self.training_loss = None
+        self.trained = None
         await trio.sleep(UNTRAINED_ROUND_SECONDS)
         await self._in_thread(self._leave_untrained)
 
@@ -334,16 +347,16 @@ class Runtime:
         self._nursery.start_soon(self._evaluate_trained)
 
     async def _evaluate_trained(self) -> None:
-        self.metrics_before = await self._evaluate("out")
+        self.metrics_before = dict((await self._evaluate("out")).metrics)
         self.changed()
 
-    async def _evaluate(self, which: Side) -> dict[str, float]:
-        """Metrics on this site's hold-out; a failing evaluation never stops a round."""
+    async def _evaluate(self, which: frames.Side) -> frames.Evaluated:
+        """On this site's hold-out; a failing evaluation never stops a round."""
         try:
-            return dict((await self.trainer.evaluate(which)).metrics)
+            return await self.trainer.evaluate(which)
         except TrainingError as error:
             log.warning("evaluation failed", reason=str(error))
-            return {}
+            return NOT_EVALUATED
 
     async def _send_snapshot(self, site: str) -> None:
         peer_id = self.peer_ids[site]
@@ -406,20 +419,21 @@ class Runtime:
         except AggregationError as error:
             self.dispatch(on.AggregationFailed(command.round_number, error.site, str(error)))
             return
-        self.degraded = bool(command.left_out)
+        self._left_out = tuple(command.left_out)
         weights = self._mixed.outcome.weights
         for site in (*weights, *command.left_out):
             self.counts.setdefault(site, NeighbourCounts()).weight = weights.get(site, 0.0)
         returned = self._mixed.outcome.returned
         self.dispatch(on.AggregationFinished(command.round_number, returned))
 
-    async def _commit(self, round_number: int) -> None:
-        mixed = self._mixed
+    async def _commit(self, command: do.CommitRound) -> None:
+        mixed, round_number = self._mixed, command.round_number
         assert mixed is not None  # noqa: S101 - the engine commits what it aggregated
         await self._in_thread(partial(self._hand_to_trainer, mixed))
-        self.metrics_after = await self._evaluate("in")
+        self._take_evaluation(await self._evaluate("in"))
         record, headers = self._record(round_number, mixed), self.headers.entries()
-        await self._until_stored(partial(self.work.commit, round_number, mixed, headers, record))
+        await self._until_stored(partial(self.work.commit, command, mixed, headers, record))
+        self.recorded(self.records.committed(record))
         self._mixed = None
         self.model_digest = mixed.digest
         self.rounds_done += 1
@@ -430,6 +444,13 @@ class Runtime:
             **{name: round(value, 4) for name, value in self.metrics_after.items()},
         )
         self.dispatch(on.RoundCommitted(round_number))
+
+    async def store_export(self, record: Mapping[str, Any]) -> None:
+        """Note a model file that was written, for the lineage.
+
+        :raises StoreError: it cannot be stored; the file is there nevertheless.
+        """
+        await self._in_thread(partial(self.store.add_export, record))
 
     async def _adopt(self, command: do.Adopt) -> None:
         """Try the donors' model, and take it if it will do."""
@@ -442,13 +463,15 @@ class Runtime:
         try:
             own = dict((await trainer.evaluate("in")).metrics)
             await self._in_thread(partial(np.copyto, trainer.parameters_in, gathered.model))
-            theirs = dict((await trainer.evaluate("in")).metrics)
+            evaluated = await trainer.evaluate("in")
+            theirs = evaluated.metrics
         except TrainingError as error:
             reason = f"the donors' model could not be tried: {error}"
         else:
             reason = f"on the hold-out its loss is {theirs.get('loss')}, the own {own.get('loss')}"
             if is_worth_adopting(theirs.get("loss"), own.get("loss")):
-                self.metrics_before, self.metrics_after = own, theirs
+                self.metrics_before = own
+                self._take_evaluation(evaluated)
                 await self._take_up(command.round_number, gathered)
                 return
         await self._in_thread(lambda: np.copyto(trainer.parameters_in, self.work.start_of_round()))
@@ -459,27 +482,32 @@ class Runtime:
         is this site's own stays."""
         kept = self.trainer.ready.kept_state_floats
         await self._in_thread(partial(self.trainer.state_in[kept:].fill, 0.0))
-        self.degraded = False
+        self._left_out = ()
         record, headers = self._record(round_number - 1, gathered), self.headers.entries()
         await self._until_stored(
             partial(self.work.adopt, round_number, gathered, self.trainer.state_in, headers, record)
         )
+        self.recorded(self.records.committed(record))
         self.model_digest = gathered.digest
         self.dispatch(on.Adopted(round_number))
 
+    def _take_evaluation(self, evaluated: frames.Evaluated) -> None:
+        self.evaluated = evaluated
+        self.metrics_after = dict(evaluated.metrics)
+
     def _record(self, round_number: int, mixed: Mixed) -> dict[str, Any]:
         """What the history keeps of a round."""
-        return {
-            "round": round_number,
-            "rule": mixed.outcome.rule,
-            "weights": dict(mixed.outcome.weights),
-            "dropped": list(mixed.outcome.dropped),
-            "degraded": self.degraded,
-            "model": mixed.digest.hex(),
-            "training_loss": self.training_loss,
-            "before": self.metrics_before,
-            "after": self.metrics_after,
-        }
+        return self.records.make(
+            round_number,
+            mixed,
+            plan=self.plan,
+            ready=self.trainer.ready,
+            trained=self.trained,
+            before=self.metrics_before,
+            after=self.evaluated,
+            left_out=self._left_out,
+            privacy=self.privacy.spending() if self.privacy is not None else None,
+        )
 
     def _hand_to_trainer(self, mixed: Mixed) -> None:
         self.trainer.parameters_in[:] = mixed.model
@@ -487,6 +515,7 @@ class Runtime:
 
     def _take_notice(self, notice: do.Notice) -> None:
         self.notices.append(notice)
+        self.records.note(notice)
         if notice.kind in (do.NoticeKind.DELTA_REFUSED, do.NoticeKind.DELTA_REJECTED):
             self.deltas_rejected[notice.kind.value] += 1
         quiet = notice.kind in _QUIET_NOTICES

@@ -149,6 +149,22 @@ class ResourceStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class DriftStatus:
+    """A metric that fell beyond noise from what this site had reached; see ``report.drift``."""
+
+    metric: str
+    since_round: int
+    best_round: int
+    best: float
+    now: float
+    beyond_interval: bool | None
+
+    @property
+    def alarming(self) -> bool:
+        return self.beyond_interval is not False
+
+
+@dataclass(frozen=True, slots=True)
 class PrivacyStatus:
     """The site's privacy budget, at ``delta``. ``stopped``: why nothing more is trained; None
     while training goes on. ``assumed_rounds`` of ``charged_rounds`` were charged because a
@@ -195,6 +211,10 @@ class Status:
     privacy: PrivacyStatus | None = None
     storage_error: str | None = None
     local_health: LocalHealthStatus = LocalHealthStatus()
+    metrics_intervals: dict[str, list[float]] = field(default_factory=dict)
+    calibration: dict[str, float] = field(default_factory=dict)
+    drift: list[DriftStatus] = field(default_factory=list)
+    export_errors: dict[str, str] = field(default_factory=dict)
     health: list[HealthLine] = field(default_factory=list)
     schema_version: int = STATUS_SCHEMA_VERSION
 
@@ -213,7 +233,7 @@ class Status:
             if values.get(name) is not None:
                 values[name] = _known(kind, values[name])
         for name, kind in _LISTS.items():
-            values[name] = [_known(kind, item) for item in values[name]]
+            values[name] = [_known(kind, item) for item in values.get(name, [])]
         result: Status = _known(cls, values)
         return result
 
@@ -242,4 +262,8 @@ _TABLES: dict[str, Any] = {
     "relay": RelayStatus,
     "privacy": PrivacyStatus,
 }
-_LISTS: dict[str, Any] = {"neighbours": NeighbourStatus, "health": HealthLine}
+_LISTS: dict[str, Any] = {
+    "neighbours": NeighbourStatus,
+    "drift": DriftStatus,
+    "health": HealthLine,
+}

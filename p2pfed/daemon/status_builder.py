@@ -1,6 +1,7 @@
 """Builds the status from the parts of a running daemon."""
 
 import os
+from collections.abc import Callable, Mapping
 
 import trio
 
@@ -13,6 +14,7 @@ from p2pfed.daemon.probing import Probing
 from p2pfed.daemon.resources import resources_used
 from p2pfed.daemon.runtime import NeighbourCounts, Runtime
 from p2pfed.daemon.status import (
+    DriftStatus,
     LocalHealthStatus,
     ModelStatus,
     NeighbourStatus,
@@ -56,6 +58,7 @@ class StatusBuilder:
         self._probing = probing
         self._started_at_seconds = trio.current_time()
         self.strangers_refused = 0
+        self.export_errors: Callable[[], Mapping[str, str]] = dict
         self.topology: Topology
 
     def build(self) -> Status:
@@ -68,6 +71,12 @@ class StatusBuilder:
             model=self._model(),
             metrics_before=dict(self._runtime.metrics_before),
             metrics_after=dict(self._runtime.metrics_after),
+            metrics_intervals={
+                name: list(ends) for name, ends in self._runtime.evaluated.intervals.items()
+            },
+            calibration=dict(self._runtime.evaluated.calibration),
+            drift=self._drift(),
+            export_errors=dict(self.export_errors()),
             training_loss=self._runtime.training_loss,
             trainer=self._trainer_report(),
             neighbours=[
@@ -131,6 +140,19 @@ class StatusBuilder:
             rule=file.aggregation.rule,
             codec=file.codec.name,
         )
+
+    def _drift(self) -> list[DriftStatus]:
+        return [
+            DriftStatus(
+                metric=drift.metric,
+                since_round=drift.since_round,
+                best_round=drift.best_round,
+                best=drift.best,
+                now=drift.now,
+                beyond_interval=drift.beyond_interval,
+            )
+            for drift in self._runtime.records.drifts
+        ]
 
     def _trainer_report(self) -> TrainerReport:
         status, ready = self._trainer.status, self._trainer.ready

@@ -13,8 +13,8 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -42,17 +42,19 @@ from p2pfed.daemon.recovery import (
     start_of_round,
     vector_is_intact,
 )
+from p2pfed.daemon.replica_files import ReplicaFiles
 from p2pfed.daemon.sendable import Sendable
 from p2pfed.errors import DamagedStateError, StoreError
 from p2pfed.protocol import limits
 from p2pfed.protocol.digests import vector_bytes, vector_digest
 from p2pfed.protocol.header import SignedHeader, parse_signed_header
-from p2pfed.protocol.neighbours import NOTHING_HELD, ReplicaState
+from p2pfed.protocol.neighbours import NOTHING_HELD, ReplicaState, Standing
 
 KEPT_GENERATIONS = 2  # round states whose vectors are kept, newest included
 SPARE_VECTORS = 2  # of a model's size, to be overwritten
 SPARE_CIPHERTEXTS = 1
 KEPT_HISTORY_ROUNDS = 10_000  # rows of the round journal
+KEPT_EXPORTS = 1_000  # model files that a report lists
 JOURNAL_NAME = "journal.sqlite"
 # Key in the table meta of a state that came back from a backup and has signed nothing since.
 RESTORED_MARK = "restored"
@@ -79,7 +81,9 @@ class Store:
         self._snapshots_made = 0
         self._spare_vectors = SpareFiles(SPARE_VECTORS)
         self._spare_ciphertexts = SpareFiles(SPARE_CIPHERTEXTS)
-        for path in (directory, self._vectors, self._outbox, self._replicas, self.spool):
+        replicas = directory / "replicas"
+        self._replica_files = ReplicaFiles(replicas)
+        for path in (directory, self._vectors, self._outbox, replicas, self.spool):
             make_private_directory(path)
         self._lock = self._hold_lock()
         try:
@@ -111,10 +115,6 @@ class Store:
     @property
     def _outbox(self) -> Path:
         return self.directory / "outbox"
-
-    @property
-    def _replicas(self) -> Path:
-        return self.directory / "replicas"
 
     def close(self) -> None:
         try:
@@ -197,8 +197,8 @@ class Store:
     def _generations(self) -> list[Generation]:
         """The newest first."""
         rows = self._journal.rows(
-            "SELECT round_number, published, model, replica, site_state FROM generations "
-            "ORDER BY id DESC"
+            "SELECT round_number, published, model, replica, site_state, since_round "
+            "FROM generations ORDER BY id DESC"
         )
         return [Generation(row[0], bool(row[1]), *row[2:]) for row in rows]
 
@@ -343,13 +343,26 @@ class Store:
         replicas: Mapping[str, StoredReplica],
         headers: Mapping[tuple[bytes, int], SignedHeader],
         record: Mapping[str, Any],
+        standings: Iterable[Standing] = (),
     ) -> None:
-        """Record the aggregated model, the neighbours' replicas and what was heard."""
+        """Record the aggregated model, the neighbours' replicas and what was heard.
+
+        A replica that was stored and is not among ``replicas`` is deleted.
+
+        :param standings: of the neighbours whose absences are to be remembered.
+        """
         with self._journal.transaction() as database:
             self._add_generation(database, generation)
+            stored = [site for (site,) in database.execute("SELECT site FROM replicas")]
+            gone = [site for site in stored if site not in replicas]
+            database.executemany("DELETE FROM replicas WHERE site = ?", [(site,) for site in gone])
             database.executemany(
                 "INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?, ?, ?)",
                 [(site, stored.slot, *astuple(stored.state)) for site, stored in replicas.items()],
+            )
+            database.execute("DELETE FROM standings")
+            database.executemany(
+                "INSERT INTO standings VALUES (?, ?, ?, ?)", [astuple(one) for one in standings]
             )
             keep_headers(database, headers)
             round_number = generation.round_number - 1
@@ -362,6 +375,8 @@ class Store:
                 (round_number - KEPT_HISTORY_ROUNDS,),
             )
         self.database_bytes = self._journal.size_bytes()
+        for site in gone:
+            self._replica_files.delete(site)
         self.collect_garbage()
 
     def _add_generation(self, database: sqlite3.Connection, generation: Generation) -> None:
@@ -371,14 +386,16 @@ class Store:
             (generation.round_number, int(generation.published)),
         )
         database.execute(
-            "INSERT INTO generations (round_number, published, model, replica, site_state) "
-            "VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO generations "
+            "(round_number, published, model, replica, site_state, since_round) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
             (
                 generation.round_number,
                 int(generation.published),
                 generation.model,
                 generation.replica,
                 generation.site_state,
+                generation.since_round,
             ),
         )
         database.execute(
@@ -416,30 +433,15 @@ class Store:
         with self._journal.naming():
             return [parse_signed_header(header, signature) for header, signature in rows]
 
-    @contextmanager
-    def replica_file(self, site: str, slot: int, size_bytes: int) -> Iterator[PendingFile]:
-        """A slot to write a neighbour's next replica into; it takes its name when the block
-        ends well. The slot in use stays intact.
-
-        Not synced: a neighbour can always send its replica again.
-        """
-        path = self._replica_path(site, slot)
-        before_last = SpareFiles(1)
-        if path.exists():
-            before_last.give(path)
-        pending = PendingFile(path.with_name(path.name + TEMPORARY_SUFFIX), before_last, size_bytes)
-        try:
-            yield pending
-            pending.commit_unsynced(path)
-        finally:
-            pending.discard()
+    def replica_file(
+        self, site: str, slot: int, size_bytes: int
+    ) -> AbstractContextManager[PendingFile]:
+        """A slot to write a neighbour's next replica into: see :class:`ReplicaFiles`."""
+        return self._replica_files.writing(site, slot, size_bytes)
 
     def replica(self, site: str, slot: int, dimension: int) -> npt.NDArray[np.float32]:
         """A neighbour's replica, mapped read-only, shape ``(dimension,)``."""
-        return map_vector(self._replica_path(site, slot), dimension)
-
-    def _replica_path(self, site: str, slot: int) -> Path:
-        return self._replicas / f"{site}.{slot}.f32"
+        return self._replica_files.map(site, slot, dimension)
 
     def replicas(self, dimension: int) -> dict[str, StoredReplica]:
         """What was held of each neighbour.
@@ -461,6 +463,13 @@ class Store:
             found[site] = StoredReplica(state, slot)
         return found
 
+    def standings(self) -> list[Standing]:
+        """How the neighbours' absences were counted when the last round was committed."""
+        rows = self._journal.rows(
+            "SELECT site, absent_rounds, is_returning, patience FROM standings ORDER BY site"
+        )
+        return [Standing(site, absent, bool(back), left) for site, absent, back, left in rows]
+
     def add_equivocation(self, site: str, first: SignedHeader, second: SignedHeader) -> None:
         with self._journal.transaction() as database:
             database.execute(
@@ -473,6 +482,17 @@ class Store:
                     second.signature,
                     int(time.time()),
                 ),
+            )
+
+    def add_export(self, record: Mapping[str, Any]) -> None:
+        """Note a model file that was written, for the lineage in reports."""
+        with self._journal.transaction() as database:
+            database.execute(
+                "INSERT INTO exports (record) VALUES (?)", (json.dumps(record, sort_keys=True),)
+            )
+            database.execute(
+                "DELETE FROM exports WHERE id <= (SELECT MAX(id) FROM exports) - ?",
+                (KEPT_EXPORTS,),
             )
 
     def quarantined(self) -> list[str]:
@@ -489,20 +509,13 @@ class Store:
 
     def _sweep(self) -> None:
         """Remove what an interrupted write or transfer left behind."""
-        for directory in (self._vectors, self._outbox, self._replicas):
+        for directory in (self._vectors, self._outbox, self._replica_files.directory):
             for path in directory.glob(f"*{TEMPORARY_SUFFIX}"):
                 with naming(path):
                     path.unlink()
         # A replica that no row names was never part of a round. While the daemon runs, it may
         # be one that is about to be.
-        named = {
-            self._replica_path(site, slot)
-            for site, slot in self._journal.rows("SELECT site, slot FROM replicas")
-        }
-        for path in self._replicas.glob("*.f32"):
-            if path not in named:
-                with naming(path):
-                    path.unlink()
+        self._replica_files.keep_only(self._journal.rows("SELECT site, slot FROM replicas"))
         self.collect_garbage()
 
     def collect_garbage(self) -> None:

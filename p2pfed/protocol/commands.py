@@ -10,6 +10,7 @@ from enum import StrEnum
 from p2pfed.protocol.events import Timer
 from p2pfed.protocol.header import SignedHeader
 from p2pfed.protocol.messages import AnswerCode
+from p2pfed.protocol.neighbours import Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +164,16 @@ class Adopt:
 
 @dataclass(frozen=True, slots=True)
 class CommitRound:
-    """Make the aggregated model durable as the start of the next round.
+    """Make the aggregated model durable as the start of the next round, and with it the
+    ``standings`` of all neighbours that have another than the ordinary one. The replicas of sites
+    that are ``forgotten`` are deleted: no round of the topology asks for them any more.
 
     Answered by ``RoundCommitted``.
     """
 
     round_number: int
+    standings: tuple[Standing, ...] = ()
+    forgotten: tuple[str, ...] = ()
 
 
 class NoticeKind(StrEnum):

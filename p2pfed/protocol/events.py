@@ -44,12 +44,14 @@ class PlanChanged:
 
 @dataclass(frozen=True, slots=True)
 class LinkUp:
-    """A neighbour's hello was accepted. ``replica`` is what it says it published last."""
+    """A neighbour's hello was accepted. ``replica`` is what it says it published last, ``shown``
+    what this peer's own hello said of itself; None where that is not known."""
 
     site: str
     round_number: int
     replica: bytes
     published_round: int
+    shown: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from p2pfed.protocol.neighbours import (
     OfferDecision,
     Repair,
     ReplicaState,
+    Standing,
 )
 from p2pfed.protocol.own_state import OwnState, RetainedDeltas
 from p2pfed.protocol.phases import Phase
@@ -37,6 +38,7 @@ class Exchange:
     :param replicas: what was held of each neighbour when the daemon ended.
     :param retained: own envelopes still on disk, oldest first.
     :param headers: the log that finds equivocation, with what it held.
+    :param standings: as they were committed with the last round.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Exchange:
         retained: Iterable[SignedHeader],
         headers: HeaderLog,
         quarantined: Iterable[str],
+        standings: Iterable[Standing] = (),
     ) -> None:
         self._plan = plan
         self._next_plan: FederationPlan | None = None
@@ -58,11 +61,14 @@ class Exchange:
         self._headers = headers
         self._quarantined = set(quarantined)
         self._restored = dict(replicas)
+        self._restored_standings = {standing.site: standing for standing in standings}
+        self._parted: set[str] = set()  # no neighbours any more; their replicas may be stored
         self.neighbours: dict[str, Neighbour] = {}
         self.phase = Phase.STARTING
         self._signed_rounds = SignedRounds(asking=own.restored)
         since = own.published.header.since_round if own.published is not None else 0
-        self._absence = Absence(own.round_number, since)
+        # The later: a delta tells of it, and so does the model that was adopted before one.
+        self._absence = Absence(own.round_number, max(since, own.since_round))
         self.deadline_at_seconds: float | None = None
         self._deadline_passed = False
         self._asked_since_deadline = False
@@ -122,12 +128,40 @@ class Exchange:
         for site in sorted(set(self.neighbours) - wanted):
             if self.neighbours[site].applying is None:
                 self._discard(self.neighbours.pop(site))
+                self._parted.add(site)
 
     def _meet(self, site: str, now: float) -> Neighbour:
         genesis = ReplicaState(self._plan.genesis_replica, NEVER_PUBLISHED, 0)
         held = self._restored.pop(site, genesis)
-        self.neighbours[site] = Neighbour(site, held, now, quarantined=site in self._quarantined)
+        standing = self._restored_standings.pop(site, Standing(site))
+        self.neighbours[site] = Neighbour(
+            site,
+            held,
+            now,
+            quarantined=site in self._quarantined,
+            absent_rounds=standing.absent_rounds,
+            returning=standing.returning,
+            patience=standing.patience,
+        )
         return self.neighbours[site]
+
+    def _standings(self) -> tuple[Standing, ...]:
+        """What is to be remembered; also of those that no round has needed since the start."""
+        met = {site: neighbour.standing for site, neighbour in self.neighbours.items()}
+        known = self._restored_standings | met
+        return tuple(known[site] for site in sorted(known) if not known[site].is_ordinary)
+
+    def _forget_removed(self) -> tuple[str, ...]:
+        """Forget the sites that are neighbours in no round of the topology, nor of one that waits
+        to be put in force; returns them so that their replicas can go too."""
+        needed = self._plan.neighbours | self._newest_plan.neighbours | set(self.neighbours)
+        known = self._parted | set(self._restored) | set(self._restored_standings)
+        removed = sorted(known - needed)
+        for site in removed:
+            self._restored.pop(site, None)
+            self._restored_standings.pop(site, None)
+        self._parted.clear()
+        return tuple(removed)
 
     @property
     def _newest_plan(self) -> FederationPlan:
@@ -199,11 +233,15 @@ class Exchange:
             return
         self._commands.append(do.RequestRepair(neighbour.site, neighbour.tip()))
 
-    def _send_newest(self, site: str) -> None:
+    def _send_newest(self, neighbour: Neighbour) -> None:
+        """Send what was published last. A whole model costs much to seal: one is sent unasked only
+        where the neighbour has not heard of it, else it asks if it lacks it."""
         if self._retained.headers:
-            self._commands.append(do.SendDelta(site, self._retained.headers[-1].digest))
-        else:
-            self._commands.append(do.SendSnapshot(site))
+            newest = self._retained.headers[-1].digest
+            self._commands.append(do.SendDelta(neighbour.site, newest))
+        elif neighbour.told != self._replica:
+            self._commands.append(do.SendSnapshot(neighbour.site))
+        neighbour.told = self._replica
 
     def _repair(self, event: on.WantArrived) -> None:
         if self.published is None:

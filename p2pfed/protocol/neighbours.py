@@ -14,6 +14,7 @@ from p2pfed.protocol.messages import AnswerCode
 
 NOTHING_HELD = bytes(32)
 NEVER_PUBLISHED = -1
+MOST_PATIENCE = limits.RETURNING_ROUNDS * limits.RETURNING_COST
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,21 @@ class ReplicaState:
     def after(cls, header: Header) -> "ReplicaState":
         """Where a delta or snapshot leads to."""
         return cls(header.replica_after, header.round_number, header.sequence, header.since_round)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a neighbour's absences are counted, as it is persisted: see :class:`Neighbour`."""
+
+    site: str
+    absent_rounds: int = 0
+    returning: bool = False
+    patience: int = MOST_PATIENCE
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether there is nothing to remember."""
+        return self == Standing(self.site)
 
 
 class Repair(Enum):
@@ -60,6 +76,7 @@ class Neighbour:
     linked: bool = False
     silent: bool = True  # nobody hears of it: see events.NeighbourSilent
     announced_round: int = 0
+    told: bytes | None = None  # the own replica that it was shown or sent last over this link
     applying: SignedHeader | None = None
     kept: list[SignedHeader] = field(default_factory=list)  # received, in the chain's order
     arriving: SignedHeader | None = None  # accepted, its payload is on the way
@@ -69,7 +86,11 @@ class Neighbour:
     rejected_in_round: int | None = None  # a payload of it was not what its header promised
     absent_rounds: int = 0  # left out in so many rounds in a row
     returning: bool = False  # it was away, and its model has not been near since
-    patience: int = limits.RETURNING_ROUNDS * limits.RETURNING_COST  # with its being far away
+    patience: int = MOST_PATIENCE  # with its being far away
+
+    @property
+    def standing(self) -> Standing:
+        return Standing(self.site, self.absent_rounds, self.returning, self.patience)
 
     def delivered(self, round_number: int) -> bool:
         return self.held.round_number >= round_number and self.usable(round_number)
@@ -100,9 +121,8 @@ class Neighbour:
         """
         self.absent_rounds = 0
         self.returning &= self.patience >= limits.RETURNING_COST
-        most = limits.RETURNING_ROUNDS * limits.RETURNING_COST
         self.patience += -limits.RETURNING_COST if self.returning else 1
-        self.patience = min(self.patience, most)
+        self.patience = min(self.patience, MOST_PATIENCE)
         return self.returning
 
     def idle(self) -> bool:

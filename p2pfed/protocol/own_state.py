@@ -12,13 +12,15 @@ class OwnState:
 
     ``published`` is the last own delta header. Where it belongs to ``round_number`` the round
     was published before the daemon ended, and goes on from there with the same bytes.
-    ``restored``: the state is older than what the peer has signed, or may be.
+    ``restored``: the state is older than what the peer has signed, or may be. ``since_round``:
+    in which it joined; 0 for a founder.
     """
 
     round_number: int
     replica: bytes
     published: SignedHeader | None
     restored: bool = False
+    since_round: int = 0
 
 
 @dataclass(slots=True)

@@ -251,7 +251,7 @@ class RoundEngine(Collecting):
         self._commands.append(do.FloodHeader(self.published, None))
         for neighbour in self._of_this_round():
             if neighbour.linked and not neighbour.silent and not neighbour.quarantined:
-                self._send_newest(neighbour.site)
+                self._send_newest(neighbour)
         self._release(now)
         self._try_close(now)
 
@@ -299,13 +299,14 @@ class RoundEngine(Collecting):
             case on.LinkUp():
                 neighbour.linked, neighbour.silent = True, False
                 neighbour.announced_round = event.round_number
+                neighbour.told = event.shown
                 if neighbour.quarantined:
                     return
                 if event.replica != neighbour.tip():
                     self._ask_for_repair(neighbour)
                 # What was published while the hellos crossed was sent to nobody.
                 if self.published is not None:
-                    self._send_newest(neighbour.site)
+                    self._send_newest(neighbour)
             case on.LinkDown():
                 if not neighbour.silent:
                     neighbour.down_since_seconds = now
@@ -331,7 +332,7 @@ class RoundEngine(Collecting):
         reached = neighbour.linked and not neighbour.silent and not neighbour.quarantined
         if reached and self.published is not None:
             # What was published meanwhile it was not sent: it would only have filled a queue.
-            self._send_newest(neighbour.site)
+            self._send_newest(neighbour)
         self._try_close(now)
 
     def _transfer_ended(self, event: on.PayloadReceived | on.TransferAborted, now: float) -> None:
@@ -382,7 +383,8 @@ class RoundEngine(Collecting):
                 for site in event.returned:
                     self.neighbours[site].returning = False
                 self.phase = Phase.COMMITTING
-                self._commands.append(do.CommitRound(self.round_number))
+                removed = self._forget_removed()
+                self._commands.append(do.CommitRound(self.round_number, self._standings(), removed))
             case on.RoundCommitted():
                 self._require(Phase.COMMITTING)
                 if self._plan.is_last(self.round_number):

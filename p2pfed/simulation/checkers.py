@@ -28,8 +28,9 @@ from p2pfed.simulation.outbox import QUEUED_ENVELOPES
 from p2pfed.topology.resilience import detour_hops
 
 if TYPE_CHECKING:
+    from p2pfed.simulation.durable import Held
     from p2pfed.simulation.federation import SimulatedFederation
-    from p2pfed.simulation.peer import Held, SimulatedPeer
+    from p2pfed.simulation.peer import SimulatedPeer
 
 WATCH_SECONDS = 5.0
 # After the last fault every site closes a round within this many deadlines, each with the time

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from p2pfed.simulation.scenario import Crash, Partition, Scenario
+from p2pfed.simulation.scenario import Crash, Freeze, Partition, Scenario
 from p2pfed.topology import Topology
 from p2pfed.topology.subset import topology_of
 
@@ -49,6 +49,9 @@ class Faults:
         for crash in (*scenario.crash, *self._drawn_crashes(scenario)):
             self._at(crash.at_seconds, self._crash, crash.site)
             self._at(crash.at_seconds + crash.down_seconds, self._restart, crash.site)
+        for freeze in (*scenario.freeze, *self._drawn_freezes(scenario)):
+            self._at(freeze.at_seconds, self._freeze, freeze.site)
+            self._at(freeze.at_seconds + freeze.for_seconds, self._thaw, freeze)
         network = self._federation.network
         for partition in (*scenario.partition, *self._drawn_partitions(scenario)):
             self._at(partition.at_seconds, network.part, partition)
@@ -77,6 +80,12 @@ class Faults:
         peer = self._federation.peers[site]
         if not peer.up and site in peer.topology.names:
             peer.start()
+
+    def _freeze(self, site: str) -> None:
+        self._federation.peers[site].freeze()
+
+    def _thaw(self, freeze: Freeze) -> None:
+        self._federation.peers[freeze.site].thaw(clock_stood=freeze.clock == "stands")
 
     def _join(self, site: str) -> None:
         self._members.add(site)
@@ -117,6 +126,22 @@ class Faults:
                 down_seconds=draws.uniform(0.0, storm.longest_down_seconds),
             )
             for _ in range(storm.crashes)
+        ]
+
+    def _drawn_freezes(self, scenario: Scenario) -> list[Freeze]:
+        storm = scenario.storm
+        if storm is None:
+            return []
+        draws = self._world.draw("storm freezes")
+        names = sorted(self._members)
+        return [
+            Freeze(
+                site=draws.choice(names),
+                at_seconds=draws.uniform(storm.from_seconds, storm.until_seconds),
+                for_seconds=draws.uniform(0.0, storm.longest_freeze_seconds),
+                clock=draws.choice(("runs", "stands")),
+            )
+            for _ in range(storm.freezes)
         ]
 
     def _drawn_partitions(self, scenario: Scenario) -> list[Partition]:

@@ -11,12 +11,13 @@ from p2pfed.protocol.phases import Phase
 from p2pfed.protocol.plan import FederationPlan
 from p2pfed.simulation.behaviour import Behaviour, behaviour_of
 from p2pfed.simulation.checkers import Checkers
+from p2pfed.simulation.clock import Clock
 from p2pfed.simulation.envelopes import Signatures
 from p2pfed.simulation.faults import Faults
 from p2pfed.simulation.learning import Learner, Learning
 from p2pfed.simulation.measurements import Measurements, RoundFigures
 from p2pfed.simulation.network import Network
-from p2pfed.simulation.peer import Clock, SimulatedPeer
+from p2pfed.simulation.peer import SimulatedPeer
 from p2pfed.simulation.scenario import Scenario
 from p2pfed.simulation.world import World
 from p2pfed.topology import Topology
@@ -215,7 +216,7 @@ class SimulatedFederation:
             peer.name,
             peer.behaviour.hostile,
             peer.committed_rounds,
-            max(0, peer.life - 1),
+            max(0, peer.process.life - 1),
             dict(self.network.traffic[peer.name].sent),
             dict(peer.handled),
             dict(peer.notices),

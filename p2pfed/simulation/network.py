@@ -130,9 +130,8 @@ class Network:
         one, other = (self._peers[name] for name in link.ends)
         if not one.wants(other.name) and not other.wants(one.name):
             return
-        reachable = (
-            one.up and other.up and self._passes(*link.ends) and self._passes(*link.ends[::-1])
-        )
+        answering = all(peer.up and not peer.frozen for peer in (one, other))
+        reachable = answering and self._is_open(link)
         # A hello that is lost takes the connection with it: there is no link of one end.
         lost = self.breaks(*link.ends) or self.breaks(*link.ends[::-1])
         if lost or not (reachable and one.accepts(other) and other.accepts(one)):
@@ -142,16 +141,17 @@ class Network:
         link.failures = 0
         link.up = True
         link.session += 1
+        # A hello says how things stood when it was sent.
+        hellos = {peer.name: peer.hello() for peer in (one, other)}
         for sender, receiver in ((one, other), (other, one)):
-            # The hello says how things stood when it was sent.
-            hello = sender.hello()
             self.send(
                 sender.name,
                 receiver.name,
                 "hello",
                 HELLO_BYTES,
                 receiver.linked,
-                hello,
+                hellos[sender.name],
+                hellos[receiver.name],
                 reliable=True,
             )
 
@@ -164,7 +164,7 @@ class Network:
         for name in link.ends:
             peer = self._peers[name]
             if peer.up:
-                peer.unlinked(link.other(name))
+                peer.when_awake(peer.unlinked, link.other(name))
         self.keep(*link.ends)
 
     def cut_all(self, name: str) -> None:
@@ -178,16 +178,26 @@ class Network:
         cut = (frozenset(partition.sites), partition.direction)
         self._partitions.append(cut)
         for link in self._links.values():
-            if not (self._passes(*link.ends) and self._passes(*link.ends[::-1])):
+            if not self._is_open(link):
+                self._world.after(LINK_TIMEOUT_SECONDS, self._silent, link, link.session)
+
+    def froze(self, name: str) -> None:
+        """A site stands still from now on; its neighbours notice by the silence."""
+        for link in self._links.values():
+            if name in link.ends:
                 self._world.after(LINK_TIMEOUT_SECONDS, self._silent, link, link.session)
 
     def heal(self, partition: Partition) -> None:
         self._partitions.remove((frozenset(partition.sites), partition.direction))
 
     def _silent(self, link: Link, session: int) -> None:
-        still = not (self._passes(*link.ends) and self._passes(*link.ends[::-1]))
+        still = not self._is_open(link) or any(self._peers[name].frozen for name in link.ends)
         if link.session == session and still:
             self.cut(*link.ends)
+
+    def _is_open(self, link: Link) -> bool:
+        """Whether something may pass, both ways."""
+        return self._passes(*link.ends) and self._passes(*link.ends[::-1])
 
     def _passes(self, sender: str, receiver: str) -> bool:
         for sites, direction in self._partitions:
@@ -254,7 +264,12 @@ class Network:
 
     def _arrive(self, link: Link, message: "_Message") -> None:
         receiver = link.other(message.sender)
-        if not link.up or link.session != message.session or not self._peers[receiver].up:
+        peer = self._peers[receiver]
+        if not link.up or link.session != message.session or not peer.up:
+            return
+        if peer.frozen:
+            # Its kernel takes it, and keeps it as long as the link lasts.
+            peer.when_awake(self._arrive, link, message)
             return
         if self._passes(message.sender, receiver):
             message.deliver(message.sender, *message.arguments)
@@ -270,8 +285,10 @@ class Network:
                 continue
             for name in link.ends:
                 receiver = link.other(name)
-                peer = self._peers[receiver]
-                number = self._peers[name].engine.round_number
+                peer, sender = self._peers[receiver], self._peers[name]
+                if peer.frozen or sender.frozen:
+                    continue
+                number = sender.engine.round_number
                 if self._passes(name, receiver):
                     peer.hears(name)
                     if peer.knows_otherwise(name, number):

@@ -4,11 +4,9 @@ The shell keeps what the daemon keeps, and forgets at a crash what the daemon wo
 are real, and so are headers, signatures, codecs and the aggregation rule.
 """
 
-import math
-import statistics
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,14 +21,17 @@ from p2pfed.protocol import limits
 from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.header import Kind, SignedHeader
 from p2pfed.protocol.joining import is_worth_adopting
-from p2pfed.protocol.neighbours import NEVER_PUBLISHED, ReplicaState
+from p2pfed.protocol.neighbours import NEVER_PUBLISHED
 from p2pfed.protocol.own_state import OwnState
 from p2pfed.protocol.plan import FederationPlan
 from p2pfed.protocol.rounds import RoundEngine
 from p2pfed.simulation.behaviour import Behaviour
+from p2pfed.simulation.clock import Clock
+from p2pfed.simulation.durable import Durable, Held, Replicas
 from p2pfed.simulation.envelopes import Envelope, Statement, encode_delta, encode_snapshot
 from p2pfed.simulation.outbox import Outbox
 from p2pfed.simulation.probing import SimulatedProbing
+from p2pfed.simulation.process import Process
 from p2pfed.simulation.scenario import Pace
 from p2pfed.topology import Topology
 
@@ -39,10 +40,6 @@ if TYPE_CHECKING:
 
 Vector = npt.NDArray[np.float32]
 
-# As the daemon's, which tests compare.
-NORM_SAMPLES = 64
-NORM_SAMPLES_NEEDED = 8
-NORM_BOUND_FACTOR = 1000.0
 NOTICE_BYTES = 600  # a header on its own
 WANT_BYTES = 50
 
@@ -55,51 +52,6 @@ class Hello:
     replica: bytes
     published_round: int
     topology_digest: bytes
-
-
-@dataclass(slots=True)
-class Held:
-    """A neighbour's replica; ``vector`` is shared with everybody who holds the same, and
-    ``signed`` is the header that led to it."""
-
-    state: ReplicaState
-    vector: Vector
-    signed: SignedHeader
-
-
-@dataclass(slots=True)
-class Durable:
-    """What a crash leaves: the daemon's store."""
-
-    round_number: int
-    published: SignedHeader | None
-    model: Vector  # the start of the round, or what was trained in it once that is published
-    momentum: Vector
-    replica: Vector
-    replicas: dict[str, Held] = field(default_factory=dict)
-    envelopes: OrderedDict[bytes, Envelope] = field(default_factory=OrderedDict)
-    headers: tuple[SignedHeader, ...] = ()
-    quarantined: frozenset[str] = frozenset()
-
-    @property
-    def in_its_midst(self) -> bool:
-        """Whether the round's own delta was published."""
-        published = self.published
-        return published is not None and published.header.round_number == self.round_number
-
-
-@dataclass(slots=True)
-class Clock:
-    """A site's own clock: ``rate`` of its seconds pass in one of the world's."""
-
-    offset_seconds: float = 0.0
-    rate: float = 1.0
-
-    def local(self, world_seconds: float) -> float:
-        return self.offset_seconds + self.rate * world_seconds
-
-    def world(self, local_seconds: float) -> float:
-        return (local_seconds - self.offset_seconds) / self.rate
 
 
 class SimulatedPeer:
@@ -128,9 +80,8 @@ class SimulatedPeer:
         self._draws = federation.world.draw(f"site {name}")
         genesis = federation.genesis
         self.durable = Durable(0, None, genesis, np.zeros_like(genesis), genesis)
-        self.up = False
+        self.process = Process(federation.world)
         self.behaviour = behaviour
-        self.life = 0
         self.topology: Topology = federation.topology
         self.topologies_of_round = [self.topology]  # held since its last round was closed
         self.handled: Counter[str] = Counter()
@@ -140,6 +91,19 @@ class SimulatedPeer:
         self.started_seconds = 0.0
         self.engine: RoundEngine
         self.probing: SimulatedProbing
+
+    @property
+    def replicas(self) -> dict[str, Held]:
+        """What it holds of its neighbours, by name."""
+        return self._replicas.held
+
+    @property
+    def up(self) -> bool:
+        return self.process.up
+
+    @property
+    def frozen(self) -> bool:
+        return self.process.frozen
 
     @property
     def pace(self) -> Pace:
@@ -152,8 +116,7 @@ class SimulatedPeer:
     def start(self) -> None:
         """Start, or start again, from what is durable."""
         durable = self.durable
-        self.up = True
-        self.life += 1
+        self.process.start()
         self.started_seconds = self.world.now
         self.model = durable.model
         self.trained = durable.model
@@ -165,7 +128,9 @@ class SimulatedPeer:
             if durable.published
             else self.federation.genesis_digest
         )
-        self.replicas = dict(durable.replicas)
+        self._replicas = Replicas(
+            durable.replicas, self.federation.genesis, self.federation.genesis_digest
+        )
         self.envelopes = OrderedDict(durable.envelopes)
         self.headers = HeaderLog(durable.headers)
         self.received: dict[bytes, Envelope] = {}
@@ -173,15 +138,20 @@ class SimulatedPeer:
         self.progress_known: dict[str, int] = {}
         self.outboxes: dict[str, Outbox] = {}
         self._timers: dict[on.Timer, int] = {}
-        self._delta_norms: deque[float] = deque(maxlen=NORM_SAMPLES)
         self._job = 0
         self.engine = RoundEngine(
             self.plan,
-            OwnState(durable.round_number, self.own_digest, durable.published),
+            OwnState(
+                durable.round_number,
+                self.own_digest,
+                durable.published,
+                since_round=durable.since_round,
+            ),
             {site: held.state for site, held in durable.replicas.items()},
             [envelope.signed for envelope in durable.envelopes.values()],
             self.headers,
             durable.quarantined,
+            durable.standings,
         )
         self.world.record(self.name, "starts", number=durable.round_number)
         self.handle(on.Started())
@@ -193,23 +163,42 @@ class SimulatedPeer:
         if not self.up:
             return
         self.world.record(self.name, "crashes", number=self.engine.round_number)
-        self.up = False
+        self.process.end()
         self.federation.learning.forget(self._job)
         self.federation.note_phase(self)
         self.federation.network.cut_all(self.name)
 
+    def freeze(self) -> None:
+        """Stand still: nothing is received, sent or noticed until ``thaw``."""
+        if self.up and not self.frozen:
+            self.world.record(self.name, "freezes", number=self.engine.round_number)
+            self.process.freeze()
+            self.federation.network.froze(self.name)
+
+    def thaw(self, *, clock_stood: bool) -> None:
+        """Go on as if nothing had been.
+
+        :param clock_stood: its clock stood still as well.
+        """
+        if self.frozen:
+            self.world.record(self.name, "thaws", number=self.engine.round_number)
+            stood_seconds = self.process.thaw(clock_stood=clock_stood)
+            if clock_stood:
+                self.clock.offset_seconds -= self.clock.rate * stood_seconds
+
     def later(self, seconds: float, action: Callable[..., None], *arguments: object) -> None:
         """Let something happen in this life of the site; a crash forgets it."""
-        self.world.after(seconds, self._if_alive, self.life, action, arguments)
+        self.process.later(seconds, action, *arguments)
 
-    def _if_alive(
-        self, life: int, action: Callable[..., None], arguments: tuple[object, ...]
-    ) -> None:
-        if self.up and self.life == life:
-            action(*arguments)
+    def when_awake(self, action: Callable[..., None], *arguments: object) -> None:
+        """Let something happen that comes from outside, once it does not stand still."""
+        self.process.when_awake(action, *arguments)
 
     def change_topology(self, topology: Topology) -> None:
         """Take another topology file; every link is made anew, so that both ends compare it."""
+        self.when_awake(self._change_topology, topology)
+
+    def _change_topology(self, topology: Topology) -> None:
         self.topology = topology
         self.topologies_of_round.append(topology)
         if self.up:
@@ -226,6 +215,8 @@ class SimulatedPeer:
         """What it is doing, for a person to read."""
         if not self.up:
             return "is down"
+        if self.frozen:
+            return "is frozen"
         waiting = self.engine.waited_for(self.clock.local(self.world.now))
         return (
             f"is {self.engine.phase} in round {self.engine.round_number}, waiting for "
@@ -252,12 +243,15 @@ class SimulatedPeer:
             self.topology.digest,
         )
 
-    def linked(self, other: str, hello: Hello) -> None:
+    def linked(self, other: str, hello: Hello, said: Hello) -> None:
+        """A link is made. ``said`` is what this site's own hello was."""
         if other in self.links:
             return
         self.links.add(other)
         self.progress_known[other] = hello.round_number
-        self.handle(on.LinkUp(other, hello.round_number, hello.replica, hello.published_round))
+        self.handle(
+            on.LinkUp(other, hello.round_number, hello.replica, hello.published_round, said.replica)
+        )
         self.probing.linked(other)
 
     def unlinked(self, other: str) -> None:
@@ -300,7 +294,7 @@ class SimulatedPeer:
         match command:
             case do.SetTimer(timer, at_seconds):
                 token = self._timers[timer] = self._timers.get(timer, 0) + 1
-                wait = self.clock.world(at_seconds) - self.world.now
+                wait = self.clock.wait_until(at_seconds, self.world.now)
                 self.later(wait, self._fire, timer, token)
             case do.CancelTimer(timer):
                 self._timers[timer] = self._timers.get(timer, 0) + 1
@@ -329,8 +323,8 @@ class SimulatedPeer:
                 self.later(work, self._aggregate, command)
             case do.Adopt():
                 self.later(work, self._adopt, command)
-            case do.CommitRound(round_number):
-                self.later(work, self._commit, round_number)
+            case do.CommitRound():
+                self.later(work, self._commit, command)
             case do.Notice(kind):
                 self.notices[kind.value] += 1
             case do.Halt() | do.AnswerOffer():
@@ -472,39 +466,12 @@ class SimulatedPeer:
     def _apply(self, site: str, signed: SignedHeader) -> None:
         envelope = self.received.pop(signed.digest)
         try:
-            self._rebuild(site, envelope)
+            self._replicas.apply(site, envelope, self.own_replica)
         except AuthenticationError as error:
             self.notices["rejected"] += 1
             self.handle(on.PayloadRejected(site, signed, str(error)))
             return
         self.handle(on.ReplicaUpdated(site, signed))
-
-    def _rebuild(self, site: str, envelope: Envelope) -> None:
-        """:raises AuthenticationError: as the daemon's; the replica stays as it was."""
-        header = envelope.signed.header
-        snapshot = header.kind is Kind.SNAPSHOT
-        held = self.replicas.get(site)
-        if snapshot:
-            base = np.zeros_like(self.federation.genesis)
-        elif header.replica_before == self.federation.genesis_digest:
-            base = self.federation.genesis
-        elif held is not None and held.state.replica == header.replica_before:
-            base = held.vector
-        else:
-            raise AuthenticationError("the delta builds on a replica that is not held")
-        rebuilt = envelope.rebuild(header.replica_before, base)
-        if not snapshot:
-            self._check_norm(rebuilt.norm)
-        state = ReplicaState.after(header)
-        self.replicas[site] = Held(state, rebuilt.vector, envelope.signed)
-
-    def _check_norm(self, norm: float) -> None:
-        if len(self._delta_norms) >= NORM_SAMPLES_NEEDED:
-            bound = NORM_BOUND_FACTOR * statistics.median(self._delta_norms)
-            if norm > max(bound, float(np.linalg.norm(self.own_replica))):
-                raise AuthenticationError("its norm is beyond the bound")
-        if math.isfinite(norm):
-            self._delta_norms.append(norm)
 
     def _aggregate(self, command: do.Aggregate) -> None:
         self.federation.checkers.aggregates(self, command)
@@ -544,6 +511,7 @@ class SimulatedPeer:
             self.handle(on.AdoptionRefused(command.round_number, "its error is larger"))
             return
         self.momentum = np.zeros_like(gathered)
+        self.durable.since_round = command.round_number
         self._begin_from(gathered, command.round_number)
         self.handle(on.Adopted(command.round_number))
 
@@ -559,7 +527,11 @@ class SimulatedPeer:
         if self.federation.remembers_headers:
             durable.headers = tuple(self.headers.entries().values())
 
-    def _commit(self, round_number: int) -> None:
+    def _commit(self, command: do.CommitRound) -> None:
+        round_number = command.round_number
+        for site in command.forgotten:
+            self.replicas.pop(site, None)
+        self.durable.standings = command.standings
         self._begin_from(self._mixed, round_number + 1)
         self.committed_rounds += 1
         self.federation.committed(self, round_number)

@@ -90,6 +90,19 @@ class Crash(Settings):
     down_seconds: Seconds
 
 
+class Freeze(Settings):
+    """SIGSTOP: the site neither receives nor sends nor looks at its clock, and then goes on."""
+
+    site: str
+    at_seconds: Seconds
+    for_seconds: Seconds
+    clock: Literal["runs", "stands"] = Field(
+        "runs",
+        description="stands: its clock stands still as well, as where a virtual machine is "
+        "paused. Default runs.",
+    )
+
+
 class Partition(Settings):
     """Nothing passes between ``sites`` and the others; or only one way."""
 
@@ -149,6 +162,8 @@ class Storm(Settings):
     longest_down_seconds: Seconds = Field(30.0, description="Default 30.")
     partitions: int = Field(0, ge=0, le=MAX_ENTRIES, description="Of a random part of the sites.")
     longest_partition_seconds: Seconds = Field(30.0, description="Default 30.")
+    freezes: int = Field(0, ge=0, le=MAX_ENTRIES, description="Of sites drawn at random.")
+    longest_freeze_seconds: Seconds = Field(30.0, description="Default 30.")
     cut_links: int = Field(0, ge=0, le=MAX_ENTRIES, description="Single links that break.")
 
 
@@ -163,6 +178,7 @@ class Scenario(Settings):
     pace: Pace = Field(default_factory=Pace)
     straggler: Annotated[tuple[Straggler, ...], Strict(strict=False)] = ()
     crash: Annotated[tuple[Crash, ...], Strict(strict=False)] = Field((), max_length=MAX_ENTRIES)
+    freeze: Annotated[tuple[Freeze, ...], Strict(strict=False)] = Field((), max_length=MAX_ENTRIES)
     partition: Annotated[tuple[Partition, ...], Strict(strict=False)] = Field(
         (), max_length=MAX_ENTRIES
     )
@@ -175,7 +191,7 @@ class Scenario(Settings):
     @property
     def quiet(self) -> bool:
         """Whether no message is lost in it, and no site is ever away."""
-        faults = (self.crash, self.partition, self.leave, self.join, self.storm)
+        faults = (self.crash, self.freeze, self.partition, self.leave, self.join, self.storm)
         return not any(faults) and not self.loses_messages
 
     @property
@@ -208,7 +224,7 @@ def _named_sites(scenario: Scenario) -> list[tuple[str, str]]:
     """Every (key, site) of the file."""
     named = [
         (f"{table}[{index}].site", entry.site)
-        for table in ("straggler", "crash", "leave", "join", "clock", "hostile")
+        for table in ("straggler", "crash", "freeze", "leave", "join", "clock", "hostile")
         for index, entry in enumerate(getattr(scenario, table))
     ]
     named += [

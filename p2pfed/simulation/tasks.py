@@ -107,8 +107,9 @@ def heart(sites: int, concentration: float, seed: int) -> SimulatedTask:  # noqa
 
     :raises UsageError: fewer sites than hospitals.
     """
+    from p2pfed.training.tasks.tabular.options import TabularOptions  # noqa: PLC0415 - loads torch
     from p2pfed.training.tasks.tabular.table import read_table  # noqa: PLC0415 - loads pandas
-    from p2pfed.training.tasks.tabular.task import TabularOptions  # noqa: PLC0415 - loads torch
+    from p2pfed.training.tasks.tabular.task import target_of  # noqa: PLC0415 - loads torch
 
     folder = shipped("demos") / "heart"
     document = read_toml(folder / "heart.toml")
@@ -121,7 +122,7 @@ def heart(sites: int, concentration: float, seed: int) -> SimulatedTask:  # noqa
     parts: list[tuple[Features, Labels]] = []
     tests: list[tuple[Features, Labels]] = []
     for place, file in enumerate(files):
-        table = read_table(file, options.columns, options.label, "refuse")
+        table = read_table(file, options.columns, target_of(options), "refuse")
         labels = table.labels.astype(np.int64)
         order = split.permutation(labels.size)
         held = round(TEST_FRACTION * labels.size)

@@ -5,6 +5,7 @@ one place; only a demonstration on public data has that.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,16 +35,18 @@ def train_baseline(
     """
     learner = learner_of(task, seed, sites=len(training))
     task.weigh_classes(training)
+    pooled: ConcatDataset[Any] = ConcatDataset(training)
+    task.prepare(learner.model, pooled, 0, seed, False)
     given = RoundInput(
         parameters=learner.genesis(),
         state=np.zeros(learner.layout.floats, np.float32),
-        round_number=0,
+        round_number=task.preparation_rounds,
         local_steps=total_steps,
         seed=round_seed(seed, name, 0),
         sampler_seed=sampler_seed(seed, name),
     )
     trained = SiteModel(np.empty_like(given.parameters), np.empty_like(given.state))
-    learner.train(ConcatDataset(training), given, trained.parameters, trained.state, _unheard)
+    learner.train(pooled, given, trained.parameters, trained.state, _unheard)
     return trained
 
 

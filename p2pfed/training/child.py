@@ -157,12 +157,10 @@ class _Trainer:
 
     def _evaluate(self, side: frames.Side) -> frames.Evaluated:
         loaded, regions = self._opened()
-        parameters, state = (
-            (regions.parameters_in, regions.state_in)
-            if side == "in"
-            else (regions.parameters_out, regions.state_out)
-        )
-        metrics = loaded.learner.evaluate(loaded.datasets.holdout, parameters, state)
+        holdout = loaded.datasets.holdout
+        if side == "in":
+            return loaded.learner.assess(holdout, regions.parameters_in, regions.state_in)
+        metrics = loaded.learner.evaluate(holdout, regions.parameters_out, regions.state_out)
         return frames.Evaluated(metrics=metrics, records=loaded.holdout_records)
 
     def _opened(self) -> tuple[LoadedTask, Regions]:

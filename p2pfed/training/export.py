@@ -13,7 +13,6 @@ import safetensors.torch
 from p2pfed.errors import TrainingError
 from p2pfed.training.frames import Evaluated, Exported
 from p2pfed.training.loop import Learner
-from p2pfed.training.records import record_count
 from p2pfed.training.regions import Vector
 from p2pfed.training.sampling import Position
 from p2pfed.training.schema import copy_out
@@ -107,8 +106,7 @@ def evaluate_on_file(
         )
     with task_code("file_dataset"):
         dataset = task.file_dataset(data_path)
-    metrics = learner.evaluate(dataset, parameters, state)
-    return Evaluated(metrics=metrics, records=record_count(dataset))
+    return learner.assess(dataset, parameters, state)
 
 
 def evaluate_model_file(learner: Learner, model_path: Path, data_path: Path) -> Evaluated:

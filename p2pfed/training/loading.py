@@ -1,7 +1,6 @@
 """From an :class:`Open` request to a learner: finding the task's class, its device, its data."""
 
 import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
@@ -12,7 +11,8 @@ from typing import Any, cast
 import torch
 
 from p2pfed.errors import ConfigurationError, DataError, Problem
-from p2pfed.tasks_catalogue import BUILTIN_TASKS, BuiltinTask
+from p2pfed.tasks_catalogue import BUILTIN_TASKS
+from p2pfed.training.builtin import builtin_class
 from p2pfed.training.frames import Open
 from p2pfed.training.loop import Learner, genesis_model
 from p2pfed.training.privacy.settings import PrivateSettings
@@ -83,9 +83,11 @@ def load_task(request: Open) -> Task:
     :raises ConfigurationError: no such class, not a task, or bad options.
     :raises TaskError: the class's own code raised.
     """
-    builtin = BUILTIN_TASKS.get(request.task_kind)
-    if builtin is not None:
-        return _builtin_class(request, builtin)(
+    # Last, so that nothing in the site's own directory stands in for an installed package.
+    if request.task_path is not None and request.task_path not in sys.path:
+        sys.path.append(request.task_path)
+    if request.task_kind in BUILTIN_TASKS:
+        return builtin_class(request.task_kind, Path(request.topology_file))(
             request.options,
             request.data,
             topology_file=Path(request.topology_file),
@@ -96,32 +98,8 @@ def load_task(request: Open) -> Task:
         return task_class(request.options, request.data)
 
 
-def _builtin_class(request: Open, builtin: BuiltinTask) -> Callable[..., Task]:
-    """The class of a task that comes with p2pfed; only the one in use is imported."""
-    absent = [name for name in builtin.packages if importlib.util.find_spec(name) is None]
-    if absent:
-        raise ConfigurationError(
-            [
-                Problem(
-                    Path(request.topology_file),
-                    "task.kind",
-                    request.task_kind,
-                    f"needs {', '.join(absent)}, which this site has not installed",
-                    f"pip install 'p2pfed[{builtin.extra}]' here",
-                )
-            ]
-        )
-    module_name, _, class_name = builtin.location.partition(":")
-    found: Callable[..., Task] = getattr(importlib.import_module(module_name), class_name)
-    return found
-
-
 def _find_class(request: Open) -> Callable[..., Task]:
-    """The class at ``module:Class``.
-
-    The site's own directory is searched last, so that nothing in it stands in for an installed
-    package.
-    """
+    """The class at ``module:Class``."""
 
     def refusal(reason: str, remedy: str) -> ConfigurationError:
         file = Path(request.topology_file)
@@ -130,8 +108,6 @@ def _find_class(request: Open) -> Callable[..., Task]:
     module_name, _, class_name = (request.task_class or "").partition(":")
     if not module_name or not class_name.isidentifier():
         raise refusal("not of the form module:Class", 'write class = "package.module:Class"')
-    if request.task_path is not None and request.task_path not in sys.path:
-        sys.path.append(request.task_path)
     try:
         with task_code(f"importing {module_name}"):
             module = importlib.import_module(module_name)

@@ -18,7 +18,13 @@ from torch.utils.data import Dataset
 
 from p2pfed.errors import TrainingError
 from p2pfed.training.corrections import RoundStart, corrections_for
-from p2pfed.training.frames import MAX_METRICS, Progress
+from p2pfed.training.evaluation.assessment import (
+    Assessment,
+    FiguringTask,
+    PredictingTask,
+    assess,
+)
+from p2pfed.training.frames import MAX_METRICS, Evaluated, Progress
 from p2pfed.training.gradients import Gradients, PlainGradients
 from p2pfed.training.optimiser import (
     build_optimiser,
@@ -353,7 +359,6 @@ class Learner:
         parameters_out[:], state_out[:] = result, new_state
         return RoundSummary(0.0, time.perf_counter() - started, 0)
 
-    @torch.no_grad()
     def evaluate(
         self, dataset: Dataset[Any], parameters: Vector, state: Vector
     ) -> dict[str, float]:
@@ -362,23 +367,61 @@ class Learner:
 
         :raises TaskError: the task's code failed, or its metrics are no numbers.
         """
+        return self._evaluate(dataset, parameters, state, assessed=False).metrics
+
+    def assess(self, dataset: Dataset[Any], parameters: Vector, state: Vector) -> Evaluated:
+        """As ``evaluate``, with confidence intervals and calibration where the task offers its
+        predictions."""
+        return self._evaluate(dataset, parameters, state, assessed=True)
+
+    @torch.no_grad()
+    def _evaluate(
+        self, dataset: Dataset[Any], parameters: Vector, state: Vector, *, assessed: bool
+    ) -> Evaluated:
         site = self.load(parameters, state)
-        metrics = self._metrics(dataset)
+        metrics, assessment = self._judge(dataset, assessed=assessed)
+        intervals = dict(assessment.intervals)
         if self._personal is not None and not site.fresh:
             self._personal.install(self._own(), site.personal)
-            own = self._metrics(dataset)
+            own, of_own = self._judge(dataset, assessed=assessed)
             metrics |= {PERSONAL_PREFIX + name: value for name, value in own.items()}
+            intervals |= {
+                PERSONAL_PREFIX + name: ends
+                for name, ends in of_own.intervals.items()
+                if name in own
+            }
         if len(metrics) > MAX_METRICS:
             raise TaskError(
                 f"metrics returned {len(metrics)} figures; at most {MAX_METRICS} are kept"
             )
-        return metrics
+        return Evaluated(
+            metrics=metrics,
+            records=record_count(dataset),
+            intervals=intervals,
+            calibration=assessment.calibration,
+            bins=tuple(
+                (one.mean_probability, one.observed_share, one.records) for one in assessment.bins
+            ),
+        )
 
-    def _metrics(self, dataset: Dataset[Any]) -> dict[str, float]:
+    def _judge(
+        self, dataset: Dataset[Any], *, assessed: bool
+    ) -> tuple[dict[str, float], Assessment]:
+        """Metrics of the model as it is, and how far they can be trusted if that is asked for."""
         self.model.eval()
+        task, predictions = self.task, None
         with task_code("metrics"):
-            metrics: Mapping[str, Any] = self.task.metrics(self.model, self.batches(dataset))
-            return {str(name): float(value) for name, value in metrics.items()}
+            if isinstance(task, PredictingTask) and (assessed or isinstance(task, FiguringTask)):
+                predictions = task.predictions(self.model, self.batches(dataset))
+            found: Mapping[str, Any] = (
+                task.figures(predictions)
+                if isinstance(task, FiguringTask)
+                else task.metrics(self.model, self.batches(dataset))
+            )
+            metrics = {str(name): float(value) for name, value in found.items()}
+            if predictions is None or not assessed:
+                return metrics, Assessment()
+            return metrics, assess(task, predictions, metrics)
 
     def batches(self, dataset: Dataset[Any]) -> Iterator[Any]:
         """All records of ``dataset`` in order, in batches on this learner's device."""

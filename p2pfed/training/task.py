@@ -23,6 +23,9 @@ puts it in a directory named in its site file)::
             hits = [((model(x)[:, 0] > 0) == y).float() for x, y in batches]
             return {"accuracy": torch.cat(hits).mean()}
 
+Two further methods give its metrics confidence intervals, and a model of two classes a calibration:
+``predictions`` and ``figures`` (:mod:`p2pfed.training.evaluation.assessment`).
+
 Batch size, optimiser and learning rate are not the task's: they are read from ``[task.options]``
 (:class:`p2pfed.training.settings.LoopSettings`).
 

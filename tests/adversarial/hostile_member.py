@@ -48,7 +48,7 @@ class Mallory:
     def check_hello(self, peer_id: str, hello: Hello) -> Refusal | None:
         return None
 
-    def link_up(self, peer_id: str, hello: Hello) -> None:
+    def link_up(self, peer_id: str, hello: Hello, said: Hello) -> None:
         self.theirs = hello
         self.up.set()
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,7 +34,7 @@ from p2pfed.protocol.envelope import ChunkOpener, sealed_chunk_bytes
 from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.header import Header, Kind, SignedHeader, sign_header
 from p2pfed.protocol.messages import AnswerCode
-from p2pfed.protocol.neighbours import NOTHING_HELD
+from p2pfed.protocol.neighbours import NOTHING_HELD, Standing
 from p2pfed.protocol.own_state import OwnState
 from p2pfed.protocol.phases import Phase
 from p2pfed.protocol.plan import FederationPlan
@@ -47,6 +47,7 @@ SITE = Identity(b"\x01" * 32, b"\x02" * 32)
 NEIGHBOUR = Identity(b"\x03" * 32, b"\x04" * 32)
 LIAR = Identity(b"\x05" * 32, b"\x06" * 32)
 EDGE = "b"  # the neighbour's name here
+ABSENT = "c"
 QUIET_ROUND = 2  # in which training changes nothing: the same vectors are stored again
 EVIDENCE_ROUND = 1  # in which the liar is convicted
 REOPENING_ROUND = 3  # after which the daemon is stopped and started
@@ -81,6 +82,11 @@ def _lie(variant: bytes) -> SignedHeader:
 
 
 LIES = (_lie(b"1"), _lie(b"2"))
+
+
+def standing_after(round_number: int) -> Standing:
+    """The standing of a site that nobody ever meets, another after each round."""
+    return Standing(ABSENT, absent_rounds=round_number + 1, returning=round_number > 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,11 +254,13 @@ class CrashingSite:
                 generation.round_number if generation else 0,
                 self._work.own_digest,
                 store.last_published(),
+                since_round=generation.since_round if generation else 0,
             ),
             self._work.replica_states(),
             self._work.retained(),
             self._headers,
             store.quarantined(),
+            store.standings(),
         )
         size = self._genesis.size
         self._model = store.vector(generation.model, size).copy() if generation else self._genesis
@@ -332,8 +340,8 @@ class CrashingSite:
             case do.Aggregate(number):
                 self._mixed = self._work.mix(command, self._plan)
                 self._dispatch(on.AggregationFinished(number))
-            case do.CommitRound(number):
-                self._commit(number)
+            case do.CommitRound():
+                self._commit(command)
             case do.Quarantine(site, first, second):
                 self.store.add_equivocation(site, first, second)
                 self._promise(Quarantined(site))
@@ -390,9 +398,11 @@ class CrashingSite:
         finally:
             path.unlink()
 
-    def _commit(self, number: int) -> None:
+    def _commit(self, command: do.CommitRound) -> None:
+        number = command.round_number
         record = {"round": number, "model": self._mixed.digest.hex()}
-        self._work.commit(number, self._mixed, self._headers.entries(), record)
+        command = replace(command, standings=(standing_after(number),))
+        self._work.commit(command, self._mixed, self._headers.entries(), record)
         generation = self.store.generation()
         assert generation is not None
         self._promise(Committed(generation, record))

@@ -25,6 +25,7 @@ from crashing_site import (
     Sent,
     genesis_of,
     received,
+    standing_after,
 )
 
 from p2pfed.daemon.durable_files import TEMPORARY_SUFFIX
@@ -212,6 +213,15 @@ def replicas_are_intact_or_not_held(case: Case) -> None:
         raise BrokenInvariantError("replicas_are_intact_or_not_held", "the neighbour is forgotten")
 
 
+def standings_are_of_the_round(case: Case) -> None:
+    """Who is returning, and how patient one is with it, belong to the round that is resumed."""
+    rounds_closed, _ = _position(case.store.generation())
+    expected = [standing_after(rounds_closed - 1)] if rounds_closed else []
+    found = case.store.standings()
+    if found != expected:
+        raise BrokenInvariantError("standings_are_of_the_round", f"{found}, not {expected}")
+
+
 def recovery_finds_no_damage(case: Case) -> None:
     before = case.store.generation()
     damaged = case.store.recover(case.genesis_digest, case.dimension)
@@ -288,6 +298,7 @@ INVARIANTS: tuple[Callable[[Case], None], ...] = (
     published_envelopes_are_unchanged,
     no_round_is_signed_twice,
     replicas_are_intact_or_not_held,
+    standings_are_of_the_round,
     recovery_finds_no_damage,
     no_stray_file_remains,
     every_sent_delta_was_charged,

@@ -207,6 +207,17 @@ def evidence_cleared_with_the_round(_recorder: Recorder) -> Any:
     return _patched((Store, "commit_round", forget))
 
 
+def standings_after_the_round(_recorder: Recorder) -> Any:
+    commit = Store.commit_round
+
+    def in_two_steps(self: Store, generation: Generation, *more: Any) -> None:
+        *others, standings = more
+        commit(self, generation, *others, self.standings())
+        commit(self, generation, *others, standings)
+
+    return _patched((Store, "commit_round", in_two_steps))
+
+
 def opening_leaves_a_row(_recorder: Recorder) -> Any:
     sweep = Store._sweep
 
@@ -279,6 +290,7 @@ def binding_not_written(_recorder: Recorder) -> Any:
         (garbage_before_commit, process_kills, "named_vectors_are_intact"),
         (recycles_what_a_row_names, process_kills, "named_vectors_are_intact"),
         (evidence_cleared_with_the_round, process_kills, "quarantine_remains"),
+        (standings_after_the_round, process_kills, "standings_are_of_the_round"),
         (binding_not_written, process_kills, "binding_remains"),
         (charged_after_sending, process_kills, "every_sent_delta_was_charged"),
         (charged_in_memory_alone, process_kills, "every_sent_delta_was_charged"),

@@ -230,7 +230,7 @@ def _without_rollback(journal: Journal) -> Iterator[sqlite3.Connection]:
             Journal,
             "transaction",
             _without_rollback,
-            ("DELETE", "journal.sqlite", 13),
+            ("DELETE", "journal.sqlite", 15),
             "the same fault again and again",
         ),
         (PendingFile, "discard", PendingFile._close, ("write", ".sealed.partial", 2), "partial"),

@@ -65,9 +65,9 @@ class DyingWork(RoundWork):
         self._live_through("mixed", command.round_number)
         return mixed
 
-    def commit(self, round_number: int, *parts: Any) -> None:
-        super().commit(round_number, *parts)
-        self._live_through("committed", round_number)
+    def commit(self, command: do.CommitRound, *parts: Any) -> None:
+        super().commit(command, *parts)
+        self._live_through("committed", command.round_number)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Real daemons, real sockets, real signals."""
 
+import hashlib
 import json
 import os
 import signal
@@ -8,9 +9,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from federation import Federation, children_of
+from federation import Federation, Hospital, children_of
 
 pytestmark = pytest.mark.daemons
 
@@ -161,9 +163,42 @@ def test_the_whole_command_line_against_a_running_daemon(pair: Federation) -> No
     evaluated = cli("evaluate", str(alpha.directory / "data.csv"), "--json", *config)
     assert json.loads(evaluated.stdout)["metrics"]["auc"] > 0.5
     assert json.loads(evaluated.stdout)["records"] == 120
+    assert set(json.loads(evaluated.stdout)["intervals"]) > {"auc", "accuracy", "loss"}
+    running = json.loads(cli("report", "--json", "-", *config).stdout)
     assert cli("stop", "--wait", *config).returncode == 0
     assert alpha.wait() == 0
     assert cli("status", *config).returncode == 3
+    check_reports(alpha, running, model)
+
+
+def check_reports(alpha: Hospital, running: dict[str, Any], model: Path) -> None:
+    """The report that was made while the daemon ran, the one that it left, one made after it."""
+    assert running["rounds"]["done"] >= 2
+    metrics = {one["name"]: one for one in running["metrics"]}
+    for name in ("auc", "accuracy", "loss"):
+        low, high = metrics[name]["interval"]
+        assert low <= metrics[name]["value"] <= high
+    assert {one["name"] for one in running["calibration"]} >= {"brier", "calibration_intercept"}
+    assert running["data"] == {"training_records": [50, 100], "holdout_records": [20, 50]}
+    assert [one["role"] for one in running["participants"]] == ["site", "neighbour"]
+    assert running["participants"][1]["rounds_mixed"] > 0
+    assert 0 < running["history"][-1]["consensus_distance"] < 1
+    assert running["model_details"]["software"].startswith("p2pfed ")
+    [exported] = running["lineage"]["exports"]
+    assert exported["path"] == str(model)
+    assert exported["sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
+    left = json.loads((alpha.directory / "state" / "report.json").read_text())
+    assert left["rounds"]["done"] >= running["rounds"]["done"]
+    assert (alpha.directory / "state" / "report.html").stat().st_mode & 0o777 == 0o600
+    config = ["--config", str(alpha.config)]
+    done = cli("report", "--json", "-", "--with-local", *config)
+    after = json.loads(done.stdout)
+    [alone] = [one for one in after["models"] if one["model"] == "local_only"]
+    assert alone["metrics"]["auc"] > 0.5
+    assert set(alone["intervals"]) == {"auc", "accuracy", "loss"}
+    for changing in ("written_at_seconds", "models", "limitations"):
+        del after[changing], left[changing]
+    assert after == left
 
 
 def cli(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -56,13 +56,14 @@ def neighbour(status: Status, name: str) -> NeighbourStatus:
 
 
 def until_folded_in(hospital: Hospital, *names: str) -> Status:
-    """Until the next rounds are done with exactly these neighbours."""
+    """Until the next rounds are done with exactly these neighbours, whose models are fresh: those
+    of the round before, as long as a round's own have not come."""
     return hospital.until(
         f"rounds with {', '.join(names)}",
         lambda s: (
             {n.name for n in s.neighbours if n.weight > 0} == set(names)
             and not s.round.degraded
-            and all(n.staleness == 0 for n in s.neighbours)
+            and all(n.staleness in (0, 1) for n in s.neighbours)
         ),
     )
 

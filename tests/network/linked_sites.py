@@ -85,7 +85,7 @@ class RecordingHandler:
             RefusalCode.OTHER_TOPOLOGY, f"topology {mine[:2].hex()} here, {theirs[:2].hex()} there"
         )
 
-    def link_up(self, peer_id: str, hello: Hello) -> None:
+    def link_up(self, peer_id: str, hello: Hello, said: Hello) -> None:
         self.up.append((peer_id, hello))
         self.on_up(peer_id)
         self._changed()

@@ -166,7 +166,7 @@ class Node(Daemon):
         self._runtime.offload = run_inline
         async with trio.open_nursery() as nursery:
             await nursery.start(self._transport.run)
-            self._announce()
+            self._announcing.announce()
             await nursery.start(self._runtime.outbox.run)
             await nursery.start(self._links.run)
             nursery.start_soon(self._probing.run)

@@ -232,14 +232,15 @@ def test_a_quarantined_neighbour_is_refused_before_all_else(topology: Topology) 
 
 def test_a_link_is_reported_with_what_its_hello_said(site: Site) -> None:
     hello = site.hello_of(B, round_number=7, published_round=6, published_replica=b"q" * 32)
-    site.membership.link_up(B.peer_id, hello)
+    said = replace(site.membership.local_hello(), published_replica=b"o" * 32)
+    site.membership.link_up(B.peer_id, hello, said)
     site.membership.link_down(B.peer_id, "a cable")
-    assert site.events == [on.LinkUp("b", 7, b"q" * 32, 6), on.LinkDown("b")]
+    assert site.events == [on.LinkUp("b", 7, b"q" * 32, 6, b"o" * 32), on.LinkDown("b")]
     assert site.book.addresses(B.peer_id) == ("/ip4/10.0.0.9/tcp/1",)
 
 
 def test_the_failure_detector_is_told_of_links_messages_and_probes(site: Site) -> None:
-    site.membership.link_up(B.peer_id, site.hello_of(B))
+    site.membership.link_up(B.peer_id, site.hello_of(B), site.membership.local_hello())
     probes = (ProbeRequest(C.public_key, 1), ProbeReport(C.public_key, 2, 30))
     for message in (Heartbeat(1, 8, "training"), *probes):
         site.membership.heard(B.peer_id, message)
@@ -254,7 +255,7 @@ def test_a_neighbour_is_shown_the_newest_header_of_its_own(site: Site) -> None:
     for number in (3, 7, 5):
         site.runtime.headers.observe(site.header_of(B, round_number=number))
     site.runtime.headers.observe(site.header_of(C, round_number=9))
-    site.membership.link_up(B.peer_id, site.hello_of(B))
+    site.membership.link_up(B.peer_id, site.hello_of(B), site.membership.local_hello())
     shown = [m for to, m in site.links.posted if isinstance(m, HeaderNotice) and to == B.peer_id]
     assert shown == [notice(site.header_of(B, round_number=7))]
 

@@ -8,8 +8,11 @@ import trio
 from memory_nodes import MemoryFederation, Node, memory_federation
 
 from p2pfed.daemon.reloading import Reload
+from p2pfed.daemon.round_work import RoundWork
+from p2pfed.daemon.sendable import Sendable
 from p2pfed.daemon.status import NeighbourStatus
 from p2pfed.errors import ConfigurationError
+from p2pfed.protocol.header import SignedHeader
 from p2pfed.protocol.rounds import Phase
 
 pytestmark = pytest.mark.timeout(120)
@@ -59,6 +62,67 @@ async def test_a_site_is_exchanged_for_another_in_the_midst_of_a_phase(
             met = [them for number, them in partners(node) if number > reloaded_in]
             assert set().union(*met) == set(neighbours)
         assert not any(node.store.quarantined() for node in federation.nodes.values())
+
+
+def stored_replicas(node: Node) -> set[str]:
+    """The sites whose models are on this one's disk."""
+    directory = node.site.state_directory / "replicas"
+    return {path.name.partition(".")[0] for path in directory.glob("*.f32")}
+
+
+async def test_a_removed_sites_model_leaves_the_disk_and_it_may_come_back(
+    state_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with memory_federation(state_path, "abcd", **rounds(), **COMPLETE) as federation:
+        a = federation.nodes["a"]
+        await until_round(federation, 3, "abcd")
+        assert stored_replicas(a) == set("bcd")
+        federation.write_topology("abc", **rounds(), **COMPLETE)
+        await federation.reload("a", "b", "c")
+        number = a.runtime.engine.round_number
+        await until_round(federation, number + 2, "abc")
+        assert stored_replicas(a) == set("bc")
+        assert set(a.store.replicas(300)) == set("bc")
+        federation.write_topology("abcd", **rounds(), **COMPLETE)
+        await federation.reload("a", "b", "c", "d")
+        number = max(node.runtime.engine.round_number for node in federation.nodes.values())
+        await until_round(federation, number + 4, "abcd")
+        assert partners(a)[-1][1] == set("bcd")
+        assert stored_replicas(a) == set("bcd")
+
+
+async def test_on_a_graph_that_varies_the_models_of_other_rounds_stay(
+    state_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Also over a restart, after which some of them are met late."""
+    async with memory_federation(state_path, "abcd", **rounds(), **VARYING) as federation:
+        await until_round(federation, 6, "abcd")
+        whole = federation.topology.all_neighbours("a")
+        assert stored_replicas(federation.nodes["a"]) == set(whole)
+        await federation.kill("a")
+        a = await federation.start("a")
+        done = len(a.rounds_done())
+        await federation.until(lambda: len(a.rounds_done()) > done)
+        assert stored_replicas(a) == set(whole)
+
+
+async def test_a_site_that_was_removed_while_its_neighbour_was_down_leaves_the_disk_as_well(
+    state_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with memory_federation(state_path, "abcd", **rounds(), **COMPLETE) as federation:
+        await until_round(federation, 3, "abcd")
+        await federation.kill("a")
+        federation.write_topology("abc", **rounds(), **COMPLETE)
+        await federation.reload("b", "c")
+        a = await federation.start("a")
+        assert stored_replicas(a) == set("bcd")
+        done = len(a.rounds_done())
+        await federation.until(lambda: len(a.rounds_done()) > done)
+        assert stored_replicas(a) == set("bc")
+        federation.write_topology("abcd", **rounds(), **COMPLETE)
+        await federation.reload("b", "c", "d", "a")
+        await until_round(federation, a.runtime.engine.round_number + 4, "abcd")
+        assert partners(a)[-1][1] == set("bcd")
 
 
 async def test_a_removed_site_hears_why_and_so_does_one_that_only_lost_an_edge(
@@ -140,6 +204,36 @@ async def test_a_lower_quorum_ends_the_round_that_lacked_it(
         await federation.reload("a", "b")
         await federation.until_all(Phase.TRAINING, 4, a, b)
         assert partners(a)[2:] == [(2, {"b"}), (3, {"b"})]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+async def test_a_reload_has_a_whole_model_sealed_only_for_who_lacks_it(
+    phase: Phase,
+    state_path: Path,
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody does, but where a delta was being signed, or was on its way, under the old file."""
+    sealed: list[int] = []
+    seal = RoundWork.snapshot
+
+    def counting(self: RoundWork, published: SignedHeader, *rest: Any) -> Sendable:
+        sealed.append(published.header.round_number)
+        return seal(self, published, *rest)
+
+    monkeypatch.setattr(RoundWork, "snapshot", counting)
+    async with memory_federation(state_path, "abc", **rounds(), **COMPLETE) as federation:
+        await federation.until(lambda: federation.nodes["a"].is_in(phase, 2))
+        federation.write_topology("abc", **rounds(local_steps=2), **COMPLETE)
+        await federation.reload()
+        await federation.until_all(Phase.TRAINING, 5)
+        for node in federation.nodes.values():
+            assert node.degraded_rounds() == []
+            others = set("abc") - {node.name}
+            assert [them for _, them in partners(node)] == [others] * 5
+        assert set(sealed) <= {2}
+        if phase is Phase.TRAINING:
+            assert sealed == []
 
 
 async def test_a_snapshot_that_waited_for_a_delta_to_be_sealed_restates_that_delta(

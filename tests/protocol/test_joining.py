@@ -214,6 +214,16 @@ def test_who_joined_says_so_from_there_on_also_after_a_restart() -> None:
     assert publish.since_round == 12
 
 
+def test_who_crashed_between_its_adoption_and_its_delta_still_says_when_it_joined() -> None:
+    before = signed("a", 3)
+    own = OwnState(20, before.header.replica_after, before, since_round=20)
+    peer = engine("b", own=own)
+    peer.handle(on.Started(), 0.0)
+    [publish] = peer.handle(on.TrainingFinished(20), 1.0)
+    assert isinstance(publish, do.Publish)
+    assert publish.since_round == 20
+
+
 def test_a_share_grows_to_one_and_a_founders_is_one_from_the_first_round_on() -> None:
     grown = [ramp_share(number, 9) for number in range(9, 9 + RAMP_ROUNDS)]
     assert grown == [(place + 1) / RAMP_ROUNDS for place in range(RAMP_ROUNDS)]

@@ -14,7 +14,13 @@ from p2pfed.protocol.evidence import HeaderLog
 from p2pfed.protocol.exchange import LINK_GRACE_SECONDS
 from p2pfed.protocol.header import Header, Kind, SignedHeader
 from p2pfed.protocol.messages import AnswerCode
-from p2pfed.protocol.neighbours import NEVER_PUBLISHED, NOTHING_HELD, ReplicaState
+from p2pfed.protocol.neighbours import (
+    MOST_PATIENCE,
+    NEVER_PUBLISHED,
+    NOTHING_HELD,
+    ReplicaState,
+    Standing,
+)
 from p2pfed.protocol.own_state import OwnState
 from p2pfed.protocol.phases import Phase
 from p2pfed.protocol.plan import FederationPlan
@@ -645,8 +651,51 @@ def test_what_was_signed_under_another_topology_is_not_sent_after_a_restart() ->
     own = OwnState(0, name_of_replica("a", 0), mine)
     peer = engine(own=own, retained=(mine,), topology_digest=RELOADED)
     peer.handle(on.Started(), 0.0)
-    commands = peer.handle(on.LinkUp("b", 0, GENESIS, NEVER_PUBLISHED), 1.0)
-    assert do.SendSnapshot("b") in commands
+    # Nor as a snapshot, unasked, to one who was shown what it would restate.
+    shown = name_of_replica("a", 0)
+    assert peer.handle(on.LinkUp("b", 0, GENESIS, NEVER_PUBLISHED, shown), 1.0) == []
+    assert peer.handle(on.WantArrived("b", GENESIS), 2.0) == [do.SendSnapshot("b")]
+    assert peer.handle(on.WantArrived("b", shown), 2.0) == []
+    # A link of which nobody knows what was said on it.
+    commands = peer.handle(on.LinkUp("c", 0, GENESIS, NEVER_PUBLISHED), 3.0)
+    assert commands == [do.SendSnapshot("c")]
+
+
+def test_what_was_published_while_the_hellos_crossed_is_sent_whatever_was_signed_when() -> None:
+    """Delta or, where it was signed under the old topology file, snapshot."""
+    for topology in (RELOADED, TOPOLOGY):
+        peer = engine()
+        peer.handle(on.Started(), 0.0)
+        linked(peer)
+        peer.handle(on.TrainingFinished(0), 1.0)
+        peer.handle(on.PlanChanged(plan(topology_digest=RELOADED)), 1.5)
+        for site in "bc":
+            peer.handle(on.LinkDown(site), 1.6)
+        # Its hello to b went out before it had published, and b's came after; c said hello since.
+        mine = signed("a", 0, topology=topology)
+        peer.handle(on.Published(mine), 2.0)
+        commands = peer.handle(on.LinkUp("b", 0, GENESIS, NEVER_PUBLISHED, GENESIS), 2.1)
+        fresh = topology == RELOADED
+        assert commands == [do.SendDelta("b", mine.digest) if fresh else do.SendSnapshot("b")]
+        shown = name_of_replica("a", 0)
+        commands = peer.handle(on.LinkUp("c", 0, GENESIS, NEVER_PUBLISHED, shown), 2.2)
+        assert commands == ([do.SendDelta("c", mine.digest)] if fresh else [])
+
+
+def test_who_was_silent_while_something_was_published_is_sent_it_once_it_is_heard() -> None:
+    peer = engine()
+    peer.handle(on.Started(), 0.0)
+    linked(peer)
+    peer.handle(on.NeighbourSilent("b"), 0.5)
+    peer.handle(on.TrainingFinished(0), 1.0)
+    peer.handle(on.PlanChanged(plan(topology_digest=RELOADED)), 1.5)
+    commands = peer.handle(on.Published(signed("a", 0)), 2.0)
+    assert do.SendSnapshot("c") in commands
+    assert do.SendSnapshot("b") not in commands
+    assert do.SendSnapshot("b") in peer.handle(on.NeighbourHeard("b"), 3.0)
+    # It was sent that: heard again, it is sent nothing.
+    peer.handle(on.NeighbourSilent("b"), 4.0)
+    assert do.SendSnapshot("b") not in peer.handle(on.NeighbourHeard("b"), 5.0)
 
 
 def test_on_a_graph_that_varies_deltas_are_taken_against_the_genesis_model() -> None:
@@ -724,6 +773,86 @@ def test_one_missed_round_makes_nobody_returning() -> None:
     assert one_round(peer, 0, absent="d").left_out == ("d",)
     close(peer, 0)
     assert returning(one_round(peer, 1)) == []
+
+
+def committed(peer: RoundEngine, number: int) -> do.CommitRound:
+    """Close a round, and say what was committed with it."""
+    [commit] = peer.handle(on.AggregationFinished(number), 100.0 * number + 80.0)
+    assert isinstance(commit, do.CommitRound)
+    peer.handle(on.RoundCommitted(number), 100.0 * number + 81.0)
+    return commit
+
+
+def resumed(commit: do.CommitRound, **changes: object) -> RoundEngine:
+    """The peer after a crash: what was committed with its last round, and nothing else."""
+    number = commit.round_number
+    mine = signed("a", number)
+    held = {
+        site: ReplicaState(name_of_replica(site, number), number, number + 1) for site in "bcde"
+    }
+    own = OwnState(number + 1, mine.header.replica_after, mine)
+    settings = plan("bcd", **{"max_staleness": 0, **changes})
+    peer = RoundEngine(settings, own, held, (mine,), HeaderLog(), (), commit.standings)
+    peer.handle(on.Started(), 100.0 * number + 90.0)
+    for site in peer.neighbours:
+        up = on.LinkUp(site, number + 1, held[site].replica, number, mine.header.replica_after)
+        peer.handle(up, 100.0 * number + 91.0)
+    return peer
+
+
+def test_who_is_returning_is_not_forgotten_by_a_crash_nor_how_patient_one_was() -> None:
+    peer = collecting("bcd", max_staleness=0)
+    for number in range(2):
+        one_round(peer, number, absent="d")
+        commit = committed(peer, number)
+    assert commit.standings == (Standing("d", 2, True),)
+    peer = resumed(commit)
+    for number in range(2, 4):
+        assert returning(one_round(peer, number)) == ["d"]
+        commit = committed(peer, number)
+    left = MOST_PATIENCE - 2 * limits.RETURNING_COST
+    assert commit.standings == (Standing("d", 0, True, left),)
+    assert resumed(commit).neighbours["d"].standing == commit.standings[0]
+
+
+def test_a_neighbour_that_is_none_in_this_round_keeps_its_standing_and_its_replica() -> None:
+    one = do.CommitRound(3, (Standing("e", 3, True),))
+    peer = resumed(one, neighbours=frozenset("bcde"))
+    assert "e" not in peer.neighbours
+    one_round(peer, 4)
+    assert committed(peer, 4) == do.CommitRound(4, one.standings)
+    peer.handle(on.PlanChanged(plan("bcde", neighbours=frozenset("bcde"))), 600.0)
+    assert peer.neighbours["e"].returning
+    assert peer.neighbours["e"].held.replica == name_of_replica("e", 3)
+
+
+def test_what_is_known_of_a_site_goes_once_no_round_of_the_topology_needs_it() -> None:
+    peer = resumed(do.CommitRound(3, (Standing("e", 3, True),)))
+    one_round(peer, 4)
+    # It is in no graph of the file with which the peer started.
+    assert committed(peer, 4) == do.CommitRound(4, forgotten=("e",))
+    peer.handle(on.TrainingFinished(5), 501.0)
+    peer.handle(on.PlanChanged(plan("bc")), 501.5)  # while the delta is sealed
+    peer.handle(on.Published(signed("a", 5)), 502.0)
+    for site in "bc":
+        deliver(peer, signed(site, 5, before=peer.neighbours[site].held.replica), 503.0)
+    assert committed(peer, 5) == do.CommitRound(5, forgotten=("d",))
+    # Who comes back begins anew: its old replica is not there any more.
+    peer.handle(on.PlanChanged(plan("bcde")), 600.0)
+    for site in "de":
+        assert peer.neighbours[site].held.replica == GENESIS
+
+
+def test_a_site_that_comes_back_before_the_round_is_committed_is_not_forgotten() -> None:
+    peer = resumed(do.CommitRound(3))
+    peer.handle(on.PlanChanged(plan("bc")), 350.0)
+    peer.handle(on.PlanChanged(plan("bcd")), 351.0)
+    peer.handle(on.LinkUp("d", 4, GENESIS, NEVER_PUBLISHED), 352.0)
+    peer.handle(on.TrainingFinished(4), 401.0)
+    peer.handle(on.Published(signed("a", 4)), 402.0)
+    for site in "bcd":
+        deliver(peer, signed(site, 4, before=peer.neighbours[site].held.replica), 403.0)
+    assert committed(peer, 4) == do.CommitRound(4, forgotten=("e",))
 
 
 def test_patience_with_who_keeps_going_away_and_stays_far_is_limited() -> None:

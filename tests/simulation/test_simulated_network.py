@@ -1,6 +1,6 @@
 """The simulated network on its own: what arrives, when, and what becomes of a broken link."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +17,7 @@ from p2pfed.simulation.network import (
     REORDERED_SECONDS,
     Network,
 )
+from p2pfed.simulation.process import Process
 from p2pfed.simulation.scenario import Partition, Scenario
 from p2pfed.simulation.world import World
 
@@ -30,7 +31,8 @@ class Site:
     def __init__(self, world: World, name: str) -> None:
         self.name = name
         self.world = world
-        self.up = True
+        self.process = Process(world)
+        self.process.start()
         self.welcome = True
         self.wanting = True
         self.engine = SimpleNamespace(round_number=0)
@@ -38,6 +40,17 @@ class Site:
         self.links: list[tuple[float, str]] = []
         self.asked_seconds: list[float] = []
         self.heartbeats: list[tuple[float, str]] = []
+
+    @property
+    def up(self) -> bool:
+        return self.process.up
+
+    @property
+    def frozen(self) -> bool:
+        return self.process.frozen
+
+    def when_awake(self, action: Callable[..., None], *arguments: object) -> None:
+        self.process.when_awake(action, *arguments)
 
     def wants(self, other: str) -> bool:
         return self.wanting
@@ -49,7 +62,7 @@ class Site:
     def hello(self) -> int:
         return self.engine.round_number
 
-    def linked(self, other: str, hello: int) -> None:
+    def linked(self, other: str, hello: int, said: int) -> None:
         self.links.append((self.world.now, f"up {other}"))
 
     def unlinked(self, other: str) -> None:
@@ -301,11 +314,48 @@ def test_a_link_that_nobody_wants_any_more_is_not_made_again() -> None:
 def test_a_dead_process_hears_nothing_and_is_not_told_that_its_links_broke() -> None:
     net = Net().up()
     net.send("too late")
-    net.b.up = False
+    net.b.process.end()
     net.network.cut_all("b")
     net.run(20.0)
     assert [what for _, what in net.a.links] == ["up b", "down b"]
     assert [what for _, what in net.b.links] == ["up a"]
+    assert net.arrived() == []
+
+
+def test_a_frozen_process_finds_what_its_kernel_kept_when_it_goes_on() -> None:
+    net = Net().up()
+    net.network.heartbeats()
+    net.run(HELLO_SECONDS)
+    net.b.process.freeze()
+    net.network.froze("b")
+    beats, known = len(net.b.heartbeats), len(net.b.heard)
+    net.send("first")
+    net.send("second")
+    net.run(LINK_TIMEOUT_SECONDS - 1.0)
+    assert len(net.b.heard) == known
+    assert len(net.b.heartbeats) == beats
+    net.b.process.thaw(clock_stood=False)
+    thawed = net.world.now
+    net.run(20.0)
+    assert net.b.heard[known : known + 2] == [(thawed, "a", "first"), (thawed, "a", "second")]
+    assert net.network.is_up("a", "b")
+    assert [what for _, what in net.a.links] == ["up b"]
+
+
+def test_who_is_frozen_for_longer_than_a_link_lasts_loses_it_and_finds_out_later() -> None:
+    net = Net().up()
+    net.b.process.freeze()
+    net.network.froze("b")
+    net.send("too late")
+    net.run(4 * LINK_TIMEOUT_SECONDS)
+    assert [what for _, what in net.a.links] == ["up b", "down b"]
+    assert [what for _, what in net.b.links] == ["up a"]
+    assert not net.network.is_up("a", "b")
+    net.b.process.thaw(clock_stood=False)
+    thawed = net.world.now
+    net.run(2 * MAX_RETRY_SECONDS)
+    assert net.b.links[1] == (thawed, "down a")
+    assert [what for _, what in net.b.links] == ["up a", "down a", "up a"]
     assert net.arrived() == []
 
 

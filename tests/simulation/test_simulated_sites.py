@@ -7,12 +7,17 @@ import pytest
 from small_federations import Targets, federation, run
 
 from p2pfed.daemon import links, outbox, round_work
+from p2pfed.protocol import commands as do
+from p2pfed.protocol import events as on
 from p2pfed.protocol.header import Kind
 from p2pfed.protocol.liveness_events import Liveness
+from p2pfed.simulation import durable as simulated_durable
 from p2pfed.simulation import network as simulated_network
 from p2pfed.simulation import outbox as simulated_outbox
-from p2pfed.simulation import peer as simulated_peer
 from p2pfed.simulation.federation import Outcome, SimulatedFederation, SiteFigures
+from p2pfed.simulation.network import LINK_TIMEOUT_SECONDS
+from p2pfed.simulation.process import Process
+from p2pfed.simulation.world import World
 
 DEADLINE_SECONDS = 10.0  # of small_federations
 
@@ -31,7 +36,7 @@ def test_the_constants_are_those_of_the_daemon() -> None:
     for name in ("QUEUED_ENVELOPES", "ATTEMPTS", "FIRST_RETRY_SECONDS"):
         assert getattr(simulated_outbox, name) == getattr(outbox, name)
     for name in ("NORM_SAMPLES", "NORM_SAMPLES_NEEDED", "NORM_BOUND_FACTOR"):
-        assert getattr(simulated_peer, name) == getattr(round_work, name)
+        assert getattr(simulated_durable, name) == getattr(round_work, name)
 
 
 def test_an_honest_federation_learns_what_pooled_data_would_teach() -> None:
@@ -55,6 +60,71 @@ def test_a_site_that_crashes_goes_on_from_what_was_durable() -> None:
         if envelope.signed.header.kind is Kind.DELTA
     ]
     assert len(rounds) == len(set(rounds))
+
+
+@pytest.mark.parametrize("clock", ["runs", "stands"])
+@pytest.mark.parametrize("for_seconds", [4.0, 40.0])
+def test_a_site_that_was_frozen_goes_on_and_counts_again(clock: str, for_seconds: float) -> None:
+    freeze = {"site": "b", "at_seconds": 6.3, "for_seconds": for_seconds, "clock": clock}
+    simulated = federation(scenario={"freeze": [freeze]}, rounds=100)
+    outcome = simulated.run()
+    assert outcome.finished
+    assert site(outcome, "b").restarts == 0
+    assert outcome.rounds[-1].sites == 4
+    lost = for_seconds > LINK_TIMEOUT_SECONDS
+    assert site(outcome, "a").events.get("LinkDown", 0) == lost
+    behind = simulated.peers["a"].clock.local(0.0) - simulated.peers["b"].clock.local(0.0)
+    assert behind == pytest.approx(for_seconds if clock == "stands" else 0.0)
+    assert outcome.checked["everybody_counts_again"] > 0
+
+
+def test_a_frozen_site_does_nothing_at_all() -> None:
+    freeze = {"site": "b", "at_seconds": 6.0, "for_seconds": 9.0}
+    simulated = federation(scenario={"freeze": [freeze]}, rounds=20)
+    handled: list[float] = []
+    peer = simulated.peers["b"]
+    handle = peer.handle
+
+    def noting(event: on.Event) -> list[do.Command]:
+        handled.append(simulated.world.now)
+        return handle(event)
+
+    peer.handle = noting  # type: ignore[method-assign]
+    simulated.run()
+    assert not any(6.0 < at < 15.0 for at in handled)
+    assert any(at == 15.0 for at in handled)
+
+
+def test_timers_of_a_process_wait_for_it_and_for_its_clock() -> None:
+    """An overdue one fires on waking up, by a clock that stood still it has time left."""
+    for clock_stood in (False, True):
+        world = World(0)
+        process = Process(world)
+        process.start()
+        fired: dict[str, float] = {}
+
+        def fire(name: str, world: World = world, fired: dict[str, float] = fired) -> None:
+            fired[name] = world.now
+
+        for name, seconds in (("before", 1.0), ("meanwhile", 5.0), ("after", 20.0)):
+            process.later(seconds, fire, name)
+        world.at(2.0, process.freeze)
+        world.at(12.0, lambda process=process, stood=clock_stood: process.thaw(clock_stood=stood))
+        while world.step():
+            pass
+        late = 10.0 if clock_stood else 0.0
+        meanwhile = 5.0 + late if clock_stood else 12.0
+        assert fired == {"before": 1.0, "meanwhile": meanwhile, "after": 20.0 + late}
+
+
+def test_a_frozen_site_may_be_killed() -> None:
+    scenario = {
+        "freeze": [{"site": "b", "at_seconds": 5.0, "for_seconds": 20.0}],
+        "crash": [{"site": "b", "at_seconds": 8.0, "down_seconds": 1.0}],
+    }
+    outcome = run(scenario=scenario, rounds=30)
+    assert outcome.finished
+    assert site(outcome, "b").restarts == 1
 
 
 def test_a_site_that_leaves_is_gone_and_one_that_joins_takes_part() -> None:

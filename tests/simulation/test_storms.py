@@ -70,6 +70,7 @@ def weather(seed: int, names: str) -> dict[str, Any]:
     if draws.random() < 0.5:
         drift, offset = draws.uniform(-0.2, 0.2), draws.uniform(-1e6, 1e6)
         scenario["clock"] = [{"site": wrong, "drift": drift, "offset_seconds": offset}]
+    scenario["storm"]["freezes"] = draws.randint(0, 3)
     return scenario
 
 
@@ -111,6 +112,7 @@ def weathered(seeds: Iterable[int]) -> Counter[str]:
         came.update(outcome.checked)
         came["losses"] += simulated.network.lost
         came["crashes"] += sum(site.restarts for site in outcome.sites)
+        came["freezes"] += sum(peer.process.freezes for peer in simulated.peers.values())
         came["hostile sites"] += sum(site.hostile for site in outcome.sites)
     return came
 
@@ -121,6 +123,7 @@ def test_no_storm_breaks_what_must_hold(first: int) -> None:
     # A storm in which nothing happened, or that nobody watched, would pass as well.
     assert came["losses"] > 20
     assert came["crashes"] > 20
+    assert came["freezes"] > 20
     assert came["hostile sites"] >= SEEDS_A_TEST / 3
     for checker in ("only_verified_models", "weights_sum_to_one", "rounds_close_once"):
         assert came[checker] > SEEDS_A_TEST * ROUNDS

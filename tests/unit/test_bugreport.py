@@ -88,7 +88,7 @@ def fill(site: Site) -> None:
         store.put_vector(np.empty(0, np.float32)),
     )
     store.commit_published(generation, signed(1), b"d" * 32, PAYLOAD_KEY)
-    following = Generation(1, False, generation.model, generation.replica, generation.optimiser)
+    following = Generation(1, False, generation.model, generation.replica, generation.site_state)
     record = {
         "round": 0,
         "rule": "mean",

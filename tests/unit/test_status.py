@@ -13,11 +13,12 @@ import p2pfed.cli
 from p2pfed.cli.status_view import duration, render, size, wide_console
 from p2pfed.daemon import metrics
 from p2pfed.daemon.health import BUSY_SCORE, health_of
-from p2pfed.daemon.status import HealthLine, LocalHealthStatus, Status
+from p2pfed.daemon.status import DriftStatus, HealthLine, LocalHealthStatus, Status
 
 
 def test_the_json_is_the_whole_status_and_comes_back() -> None:
-    sample = status(health=[HealthLine("warning", "a", "b")])
+    drift = DriftStatus("auc", 12, 5, 0.9, 0.7, None)
+    sample = status(health=[HealthLine("warning", "a", "b")], drift=[drift])
     document = json.loads(json.dumps(sample.to_json()))
     assert document["schema_version"] == 1
     assert Status.from_json(document) == sample
@@ -44,9 +45,25 @@ def fields_of(kind: Any, prefix: str = "") -> list[str]:
 
 def test_every_field_is_documented() -> None:
     page = (Path(p2pfed.cli.__file__).parent / "STATUS.md").read_text()
-    sample = status(health=[HealthLine("warning", "a", "b")])
+    drift = DriftStatus("auc", 12, 5, 0.9, 0.7, None)
+    sample = status(health=[HealthLine("warning", "a", "b")], drift=[drift])
     for name in fields_of(sample):
         assert f"`{name}`" in page, name
+
+
+def test_a_metric_that_fell_beyond_its_interval_is_a_warning_and_one_within_is_none() -> None:
+    fell = DriftStatus("auc", 12, 5, 0.9, 0.7, True)
+    [line] = health(drift=[fell, dataclasses.replace(fell, beyond_interval=False)])
+    assert (line.severity, line.command) == ("warning", "p2pfed report")
+    assert "auc fell beyond noise: 0.900 at round 5, 0.700 since round 12" in line.problem
+    [unknown] = health(drift=[dataclasses.replace(fell, beyond_interval=None)])
+    assert unknown == line
+
+
+def test_an_export_that_fails_is_a_warning() -> None:
+    [line] = health(export_errors={"mlflow": "connection refused"})
+    assert line.severity == "warning"
+    assert "mlflow: connection refused" in line.problem
 
 
 def health(**changes: Any) -> list[HealthLine]:

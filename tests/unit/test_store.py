@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pfed.daemon.recovery import vector_is_intact
+from p2pfed.daemon.replica_files import REPLICA_SLOTS
 from p2pfed.daemon.store import Generation, Store, StoredReplica
 from p2pfed.errors import DamagedStateError, StoreError
 from p2pfed.keys import Identity
 from p2pfed.protocol import limits
 from p2pfed.protocol.digests import vector_digest
 from p2pfed.protocol.header import Header, Kind, SignedHeader, sign_header
-from p2pfed.protocol.neighbours import NOTHING_HELD, ReplicaState
+from p2pfed.protocol.neighbours import NOTHING_HELD, ReplicaState, Standing
 
 SITE = Identity(b"\x01" * 32, b"\x02" * 32)
 
@@ -68,7 +69,7 @@ def test_a_round_survives_closing_and_opening(tmp_path: Path) -> None:
     [item] = again.envelopes()
     assert item.signed == signed(1)
     assert item.ciphertext.read_bytes() == b"sealed 1"
-    assert again.vector(generation.optimiser, 0).shape == (0,)
+    assert again.vector(generation.site_state, 0).shape == (0,)
     again.close()
 
 
@@ -108,7 +109,7 @@ def commit(store: Store, slot: int, replica: np.ndarray, number: int) -> None:
     state = ReplicaState(vector_digest(replica), number, number + 1)
     generation = publish(store, number + 1)
     following = Generation(
-        number + 1, False, generation.model, generation.replica, generation.optimiser
+        number + 1, False, generation.model, generation.replica, generation.site_state
     )
     store.commit_round(
         following,
@@ -116,6 +117,40 @@ def commit(store: Store, slot: int, replica: np.ndarray, number: int) -> None:
         {(SITE.public_key, 5): signed(6)},
         {"round": 1},
     )
+
+
+def test_what_a_site_is_known_to_be_goes_with_the_round_and_its_replica_when_it_does(
+    tmp_path: Path,
+) -> None:
+    directory = tmp_path / "state"
+    store = Store(directory)
+    sites = {}
+    for site in ("b", "c"):
+        for slot in REPLICA_SLOTS:
+            with store.replica_file(site, slot, 400) as file:
+                file.write(vector(1).tobytes())
+        sites[site] = StoredReplica(ReplicaState(vector_digest(vector(1)), 0, 1), 0)
+    made = publish(store, 1)
+    standings = [Standing("b", 3, True, 8), Standing("z", 1)]
+    joined = Generation(1, False, made.model, made.replica, made.site_state, since_round=1)
+    store.commit_round(joined, sites, {}, {"round": 0}, standings)
+    store.close()
+
+    store = Store(directory)
+    assert store.standings() == standings
+    assert store.generation() == joined
+    assert set(store.replicas(100)) == {"b", "c"}
+    del sites["c"]
+    following = dataclasses.replace(joined, round_number=2)
+    store.commit_round(following, sites, {}, {"round": 1})
+    assert store.standings() == []
+    assert set(store.replicas(100)) == {"b"}
+    # The slot of b that no row names is the one to be written next.
+    held = {path.name for path in (directory / "replicas").iterdir()}
+    assert not {name for name in held if name.startswith("c.")}
+    store.close()
+    Store(directory).close()
+    assert [path.name for path in (directory / "replicas").iterdir()] == ["b.0.f32"]
 
 
 def header_of(site: Identity, number: int, payload_bytes: int = 10) -> SignedHeader:

@@ -34,7 +34,7 @@ def test_every_example_is_sound(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
 def test_the_task_of_every_example_is_sound(path: Path) -> None:
-    from p2pfed.training.tasks.tabular.task import TabularOptions
+    from p2pfed.training.tasks.tabular.options import TabularOptions
 
     TabularOptions.model_validate(load_topology(path).file.task.options)
 

@@ -17,7 +17,8 @@ from p2pfed.errors import ConfigurationError, DataError
 from p2pfed.training.baseline import predict, train_baseline
 from p2pfed.training.evaluation.binary import accuracy, auc, binary_metrics, log_loss
 from p2pfed.training.tasks.tabular import table as table_module
-from p2pfed.training.tasks.tabular.task import Table, Tabular, split
+from p2pfed.training.tasks.tabular.table import Table
+from p2pfed.training.tasks.tabular.task import Tabular, split
 
 COLUMNS: list[dict[str, Any]] = [
     {

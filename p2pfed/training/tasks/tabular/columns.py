@@ -92,11 +92,17 @@ class Encoded:
     faults: tuple[Fault, ...]
 
 
-def encode_column(column: Column, cells: "pd.Series[Any]") -> Encoded:
-    """The features of one column of n cells."""
+def encode_column(column: Column, cells: "pd.Series[Any]", standing_in: float = 0.0) -> Encoded:
+    """The features of one column of n cells.
+
+    :param standing_in: the feature of a missing cell of a numeric column: 0, its centre, or NaN
+        for a model that finds the centre itself.
+    """
     missing = missing_cells(cells)
-    encoded = _encode_numeric if column.kind == "numeric" else _encode_categorical
-    features, faults = encoded(column, cells, missing)
+    if column.kind == "numeric":
+        features, faults = _encode_numeric(column, cells, missing, standing_in)
+    else:
+        features, faults = _encode_categorical(column, cells, missing)
     if column.missing == "refuse":
         fault = Fault("is missing", f"complete it, or set missing of {column.name!r}", missing)
         faults = [*faults, fault]
@@ -104,7 +110,7 @@ def encode_column(column: Column, cells: "pd.Series[Any]") -> Encoded:
 
 
 def _encode_numeric(
-    column: Column, cells: "pd.Series[Any]", missing: NDArray[np.bool_]
+    column: Column, cells: "pd.Series[Any]", missing: NDArray[np.bool_], standing_in: float
 ) -> tuple[NDArray[np.float32], list[Fault]]:
     values, unreadable = numbers(cells, missing)
     with np.errstate(over="ignore"):
@@ -114,7 +120,7 @@ def _encode_numeric(
         Fault("is not a number", "correct it, or declare the column categorical", unreadable),
         Fault("is infinite or too large", "correct it", infinite),
     ]
-    scaled[missing | unreadable | infinite] = 0.0
+    scaled[missing | unreadable | infinite] = standing_in
     if column.missing == "centre_indicator":
         return np.stack([scaled, missing.astype(np.float32)], axis=1), faults
     return scaled[:, None], faults
@@ -123,20 +129,29 @@ def _encode_numeric(
 def _encode_categorical(
     column: Column, cells: "pd.Series[Any]", missing: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], list[Fault]]:
-    if isinstance(column.categories[0], int):
-        values, unknown = numbers(cells, missing)
-        known = np.asarray(column.categories, np.float64)
-        matches = values[:, None] == known[None, :]
-    else:
-        text = cells.astype(str).str.strip().to_numpy(dtype=object)
-        unknown = np.zeros(len(cells), np.bool_)
-        matches = np.stack([text == category for category in column.categories], axis=1)
-    matches &= ~missing[:, None]
-    unknown = (unknown | ~matches.any(axis=1)) & ~missing
+    matches = matches_of(column.categories, cells, missing)
+    unknown = ~matches.any(axis=1) & ~missing
     features = matches.astype(np.float32)
     if column.missing == "own_category":
         features = np.concatenate([features, missing[:, None].astype(np.float32)], axis=1)
     return features, [Fault("is in no declared category", "correct it, or declare it", unknown)]
+
+
+def matches_of(
+    categories: Sequence[int | str], cells: "pd.Series[Any]", missing: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Which category each of n cells is in, shape (n, categories); none where it is missing.
+
+    :param categories: all whole numbers, which 2 and 2.0 and "2" are alike, or all text.
+    """
+    if isinstance(categories[0], int):
+        values, _ = numbers(cells, missing)
+        known = np.asarray(categories, np.float64)
+        matches: NDArray[np.bool_] = values[:, None] == known[None, :]
+    else:
+        text = cells.astype(str).str.strip().to_numpy(dtype=object)
+        matches = np.stack([text == category for category in categories], axis=1)
+    return matches & ~missing[:, None]
 
 
 def missing_cells(cells: "pd.Series[Any]") -> NDArray[np.bool_]:
@@ -164,3 +179,14 @@ def numbers(
 
 def feature_count(columns: Sequence[Column]) -> int:
     return sum(column.features for column in columns)
+
+
+def numeric_places(columns: Sequence[Column]) -> list[tuple[str, int]]:
+    """Name and feature of every numeric column, in the columns' order."""
+    places = []
+    start = 0
+    for column in columns:
+        if column.kind == "numeric":
+            places.append((column.name, start))
+        start += column.features
+    return places

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -18,13 +18,8 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from p2pfed.errors import DataError, Problem
-from p2pfed.training.tasks.tabular.columns import (
-    Column,
-    encode_column,
-    feature_count,
-    missing_cells,
-    numbers,
-)
+from p2pfed.training.tasks.tabular.columns import Column, Fault, encode_column, feature_count
+from p2pfed.training.tasks.tabular.targets.target import Target
 
 MAX_FILE_BYTES = 4 * 1024**3
 MAX_FEATURE_BYTES = 16 * 1024**3
@@ -41,7 +36,7 @@ class Table:
     """A site's records.
 
     :ivar features: shape (n, features), float32.
-    :ivar labels: shape (n,), float32, 0 or 1.
+    :ivar labels: shape (n,) or (n, 2), float32, as the target encodes them.
     """
 
     features: NDArray[np.float32]
@@ -52,14 +47,20 @@ class Table:
 
 
 def read_table(
-    path: Path, columns: Sequence[Column], label: str, extra_columns: ExtraColumns
+    path: Path,
+    columns: Sequence[Column],
+    target: Target,
+    extra_columns: ExtraColumns,
+    standing_in: float = 0.0,
 ) -> Table:
     """Read a table: CSV with a header line, or Parquet by its suffix.
 
     Only the declared columns are parsed, a chunk of rows at a time.
 
+    :param standing_in: see :func:`encode_column`.
     :raises DataError: with every problem found: no such file, too large, empty, columns that
-        are missing or undeclared, cells that do not fit, a label that is missing or not 0 or 1.
+        are missing or undeclared, cells that do not fit, a label that is missing or that the
+        target does not know.
     """
     try:
         size_bytes = path.stat().st_size
@@ -72,15 +73,15 @@ def read_table(
     if size_bytes > MAX_FILE_BYTES:
         raise _refusal(path, f"is larger than {MAX_FILE_BYTES} bytes", "write a smaller table")
 
-    wanted = [*(column.name for column in columns), label]
+    wanted = [*(column.name for column in columns), *target.columns]
+    parquet = path.suffix.lower() in PARQUET_SUFFIXES
     try:
-        if path.suffix.lower() in PARQUET_SUFFIXES:
-            return _read_chunks(path, _parquet_chunks(path, wanted, extra_columns), columns, label)
-        return _read_chunks(path, _csv_chunks(path, wanted, extra_columns), columns, label)
+        chunks = (_parquet_chunks if parquet else _csv_chunks)(path, wanted, extra_columns)
+        return _read_chunks(path, chunks, columns, target, standing_in)
     except UnicodeDecodeError as error:
         raise _refusal(path, "is not UTF-8 text", "save it as UTF-8") from error
     except (csv.Error, pyarrow.ArrowInvalid) as error:
-        kind = "Parquet" if path.suffix.lower() in PARQUET_SUFFIXES else "CSV"
+        kind = "Parquet" if parquet else "CSV"
         raise _refusal(path, f"is not valid {kind}: {_first_line(error)}", None) from error
     except OSError as error:
         raise _refusal(path, f"cannot be read: {error.strerror or error}", None) from error
@@ -162,14 +163,12 @@ class _Found:
 class _Faults:
     found: dict[tuple[str, str], _Found] = field(default_factory=dict)
 
-    def add(
-        self, column: str, reason: str, remedy: str, rows: NDArray[np.bool_], offset: int
-    ) -> None:
-        if not rows.any():
+    def add(self, column: str, fault: Fault, offset: int) -> None:
+        if not fault.rows.any():
             return
-        first = offset + int(np.argmax(rows)) + 1
-        entry = self.found.setdefault((column, reason), _Found(remedy, first, 0))
-        entry.rows += int(rows.sum())
+        first = offset + int(np.argmax(fault.rows)) + 1
+        entry = self.found.setdefault((column, fault.reason), _Found(fault.remedy, first, 0))
+        entry.rows += int(fault.rows.sum())
 
     def problems(self, path: Path) -> list[Problem]:
         problems = []
@@ -181,19 +180,26 @@ class _Faults:
 
 
 def _read_chunks(
-    path: Path, chunks: Iterator[pd.DataFrame], columns: Sequence[Column], label: str
+    path: Path,
+    chunks: Iterator[pd.DataFrame],
+    columns: Sequence[Column],
+    target: Target,
+    standing_in: float,
 ) -> Table:
     faults = _Faults()
     features: list[NDArray[np.float32]] = []
     labels: list[NDArray[np.float32]] = []
     rows = 0
     for chunk in chunks:
-        encoded = [encode_column(column, chunk[column.name]) for column in columns]
+        encoded = [encode_column(column, chunk[column.name], standing_in) for column in columns]
         for column, part in zip(columns, encoded, strict=True):
             for fault in part.faults:
-                faults.add(column.name, fault.reason, fault.remedy, fault.rows, rows)
+                faults.add(column.name, fault, rows)
         features.append(np.concatenate([part.features for part in encoded], axis=1))
-        labels.append(_labels(chunk[label], label, faults, rows))
+        told = target.encode(chunk[list(target.columns)])
+        for name, fault in told.faults:
+            faults.add(name, fault, rows)
+        labels.append(told.labels)
         rows += len(chunk)
         if rows * feature_count(columns) * 4 > MAX_FEATURE_BYTES:
             raise _refusal(path, f"has over {MAX_FEATURE_BYTES} bytes of features", None)
@@ -205,20 +211,12 @@ def _read_chunks(
     return Table(np.concatenate(features), np.concatenate(labels))
 
 
-def _labels(
-    cells: "pd.Series[Any]", label: str, faults: _Faults, offset: int
-) -> NDArray[np.float32]:
-    missing = missing_cells(cells)
-    values, unreadable = numbers(cells, missing)
-    other = unreadable | (~missing & ~np.isin(values, (0.0, 1.0)))
-    faults.add(label, "is missing", "a record without its label cannot be used", missing, offset)
-    faults.add(label, "is neither 0 nor 1", "the tabular task tells two classes", other, offset)
-    return values.astype(np.float32)
-
-
 def constant_columns(table: Table, columns: Sequence[Column]) -> list[str]:
     """Names of the columns that say nothing here: every record has the same features in them."""
-    constant = (table.features == table.features[0]).all(axis=0)
+    first = table.features[0]
+    constant = ((table.features == first) | (np.isnan(table.features) & np.isnan(first))).all(
+        axis=0
+    )
     names = []
     start = 0
     for column in columns:

@@ -1,0 +1,1 @@
+"""A large model that stays as it is, and small trained parts that travel."""

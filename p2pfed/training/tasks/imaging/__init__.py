@@ -1,0 +1,1 @@
+"""Images of two and three dimensions, classified or segmented, through MONAI."""

@@ -1,0 +1,1 @@
+"""Records in time with one or more leads, such as an electrocardiogram."""

@@ -1,0 +1,1 @@
+"""What a table task can tell, one kind a module."""
