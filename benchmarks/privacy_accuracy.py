@@ -108,8 +108,8 @@ def settings(pneumonia_path: Path) -> dict[str, Setting]:
         ),
         "pneumonia": Setting(
             Data(
-                lambda seed: pneumonia(pneumonia_path, seed), 20, 4,
-                {**sgd, "batch_size": 128, "learning_rate": 0.2}, "auc", "10",
+                lambda seed: pneumonia(pneumonia_path, seed), 20, 3,
+                {**sgd, "batch_size": 128, "learning_rate": 0.3}, "auc", "10",
             ),
             delta=1e-4,
             clip_norm=1.0,
@@ -211,7 +211,11 @@ def run(name: str, setting: Setting, budgets: Sequence[float], seeds: int) -> li
                 noise = (min(used), max(used)) if used else None
         shown = NO_BUDGET if budget is None else f"{budget:g}"
         rows.append(Row(shown, noise, figures[True], figures[False]))
-        print(f"# {name} epsilon {shown}: {time.perf_counter() - started:.0f} s", flush=True)
+        print(
+            f"# {name} epsilon {shown}: together {figure_words(figures[True])}, "
+            f"alone {figure_words(figures[False])} ({time.perf_counter() - started:.0f} s)",
+            flush=True,
+        )
     return rows
 
 

@@ -43,6 +43,7 @@ name = "int8"             # or float32, four times the bytes
 
 [privacy]
 minimum_records = 20      # a site with fewer training records does not train
+differential_privacy = false  # true: no site trains without; see topology/PRIVACY.md
 
 [task]
 kind = "tabular"          # or python, with class = "package.module:Class"

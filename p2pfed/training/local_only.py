@@ -10,6 +10,7 @@ model does not leave this process.
 
 import json
 import sys
+from secrets import token_bytes
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,6 +20,7 @@ from p2pfed.errors import P2pfedError
 from p2pfed.training import frames
 from p2pfed.training.loading import LoadedTask, load
 from p2pfed.training.loop import RoundInput, round_seed
+from p2pfed.training.privacy.randomness import SECRET_BYTES
 from p2pfed.training.sampling import sampler_seed
 
 
@@ -39,6 +41,8 @@ def train_alone(loaded: LoadedTask, rounds: int, local_steps: int) -> frames.Eva
             seed=round_seed(request.seed, request.site, number),
             sampler_seed=sampler_seed(request.seed, request.site),
             steps=request.maximum_local_steps,
+            # The same noise as in the federation, so that the two can be compared.
+            noise_secret=token_bytes(SECRET_BYTES) if learner.privacy is not None else None,
         )
         parameters, state = np.empty_like(parameters), np.empty_like(state)
         learner.train(loaded.datasets.training, given, parameters, state, _unheard)

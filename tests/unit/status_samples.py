@@ -6,6 +6,7 @@ from typing import Any
 from p2pfed.daemon.status import (
     ModelStatus,
     NeighbourStatus,
+    PrivacyStatus,
     RelayStatus,
     ResourceStatus,
     RoundStatus,
@@ -40,6 +41,21 @@ def neighbour(name: str = "beta", **changes: Any) -> NeighbourStatus:
     return dataclasses.replace(sample, **changes)
 
 
+def privacy(**changes: Any) -> PrivacyStatus:
+    sample = PrivacyStatus(
+        epsilon_spent=1.25,
+        epsilon_left=2.75,
+        epsilon_budget=4.0,
+        delta=1e-5,
+        noise_multiplier=1.5,
+        clip_norm=1.0,
+        sampling_rate=0.1,
+        charged_rounds=7,
+        assumed_rounds=0,
+    )
+    return dataclasses.replace(sample, **changes)
+
+
 def status(**changes: Any) -> Status:
     sample = Status(
         site=SiteStatus(
@@ -56,5 +72,6 @@ def status(**changes: Any) -> Status:
         totals=Totals(7, 1_500_000, 999, 21, 0, 0, 0),
         resources=ResourceStatus(31, 17, 90_000_000, 65_536),
         relay=RelayStatus(2, 5, 7_000_000),
+        privacy=privacy(),
     )  # fmt: skip
     return dataclasses.replace(sample, **changes)

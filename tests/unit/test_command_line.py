@@ -55,7 +55,7 @@ def test_config_check_says_ok_or_everything_that_is_wrong(short_tmp: Path) -> No
     site = federation(short_tmp)
     done = run("config", "check", "--config", str(site / "site.toml"))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("ok ") == 4
+    assert done.stdout.count("ok ") == 5
     assert "neighbours: beta" in done.stdout
     (site / "keys" / "identity.key").chmod(0o644)
     text = (site / "topology.toml").read_text()

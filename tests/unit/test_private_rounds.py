@@ -12,6 +12,7 @@ from torch.utils.data import TensorDataset
 from p2pfed.errors import ConfigurationError, TrainingError
 from p2pfed.training import frames
 from p2pfed.training.loading import LoadedTask, load
+from p2pfed.training.local_only import train_alone
 from p2pfed.training.loop import Learner, RoundInput, genesis_model, round_seed
 from p2pfed.training.privacy.accountant import epsilon_of
 from p2pfed.training.privacy.pricing import price
@@ -293,3 +294,12 @@ def test_a_preparation_that_looks_at_no_record_costs_nothing(table: Path) -> Non
     state = np.zeros(loaded.learner.layout.floats, np.float32)
     wanted = frames.Price(spent=(), delta=1e-3, round_number=0, local_steps=5)
     assert price(wanted, loaded.learner, state, None).epsilon_with_next == 0.0
+
+
+def test_training_alone_for_the_report_has_noise_of_its_own(table: Path) -> None:
+    options = {**OPTIONS, "batch_norm": False, "batch_size": 9}
+    figures = [
+        train_alone(load(request(table, options=options, **PRIVATE)), 2, 2).metrics
+        for _ in range(2)
+    ]
+    assert figures[0]["loss"] != figures[1]["loss"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from status_samples import neighbour, status
+from status_samples import neighbour, privacy, status
 
 import p2pfed.cli
 from p2pfed.cli.status_view import duration, render, size, wide_console
@@ -224,3 +224,36 @@ def test_what_the_system_does_not_say_is_no_metric() -> None:
     assert "p2pfed_tasks 31.0" in text
     assert "open_files" not in text
     assert "memory_bytes" not in text
+
+
+def test_a_private_site_shows_what_is_spent_and_left_and_at_which_delta() -> None:
+    text = text_of(status())
+    assert "epsilon 1.25 of 4 spent, 2.75 left, at delta 1e-05" in text
+    assert "privacy" not in text_of(status(privacy=None))
+    assert "trains no more" in text_of(status(privacy=privacy(stopped="epsilon 3.9 of 4 is spent")))
+
+
+def test_a_budget_that_nears_its_end_is_said_before_and_after() -> None:
+    assert health_of(status()) == []
+    [low] = health_of(status(privacy=privacy(epsilon_spent=3.7, epsilon_left=0.3)))
+    assert low.severity == "warning"
+    assert "epsilon 0.3 of 4 is left" in low.problem
+    stopped = privacy(
+        epsilon_spent=3.9, epsilon_left=0.1, stopped="another round would make it 4.1"
+    )
+    [over] = health_of(status(privacy=stopped))
+    assert over.severity == "warning"
+    assert "goes on aggregating: another round would make it 4.1" in over.problem
+    broken = privacy(ledger_damaged=True, stopped="entry 3 of the privacy ledger is missing")
+    [damaged] = health_of(status(privacy=broken))
+    assert damaged.severity == "error"
+    assert "entry 3 of the privacy ledger is missing" in damaged.problem
+
+
+def test_the_metrics_carry_the_budget() -> None:
+    text = metrics.render(lambda: status(privacy=privacy(stopped="used up"))).decode()
+    assert "p2pfed_privacy_epsilon_spent 1.25" in text
+    assert "p2pfed_privacy_epsilon_left 2.75" in text
+    assert "p2pfed_privacy_delta 1e-05" in text
+    assert "p2pfed_privacy_training_stopped 1.0" in text
+    assert "privacy" not in metrics.render(lambda: status(privacy=None)).decode()
