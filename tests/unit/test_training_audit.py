@@ -14,7 +14,7 @@ from scipy.stats import binom
 from torch.utils.data import TensorDataset
 
 from p2pfed.demo.layout import HOLDOUT_FRACTION
-from p2pfed.errors import DataError
+from p2pfed.errors import ConfigurationError, DataError
 from p2pfed.settings import read_toml
 from p2pfed.shipped import shipped
 from p2pfed.training.audit.canaries import CanaryRun, run_canaries
@@ -437,6 +437,38 @@ def test_too_few_records_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="hold-out records; an attack cannot be judged"):
         audit_site(request, lambda _: None)
     assert ADAPTER.validate_json(request.encode()) == request
+
+
+@pytest.mark.slow
+def test_what_a_task_does_not_allow_is_named_and_the_rest_is_tried() -> None:
+    folder = shipped("demos") / "heart"
+    options = read_toml(folder / "heart.toml")["task"]["options"]
+    request = AuditRequest(
+        opening=Open(
+            task_kind="tabular",
+            site="alpha",
+            options={**options, "model": "mlp", "batch_norm": True},
+            data={"path": str(folder / "hungary.csv"), "holdout_fraction": HOLDOUT_FRACTION},
+            seed=0,
+            device="cpu",
+            minimum_records=2,
+            task_class=None,
+            task_path=None,
+        ),
+        rounds=5,
+        local_steps=3,
+        privacy=AuditedPrivacy(False, 8.0, DELTA, 4.0, 1.0),
+        seed=0,
+        quick=True,
+    )
+    found = audit_site(request, lambda _: None)
+    assert found.terms is None
+    assert any("use torch.nn.GroupNorm" in reason for reason in found.skipped)
+    assert {one.attack for one in found.findings} == {"membership", "inversion"}
+    assert not any(one.privacy for one in found.findings)
+    in_force = replace(request, privacy=replace(request.privacy, in_force=True))
+    with pytest.raises(ConfigurationError, match="GroupNorm"):
+        audit_site(in_force, lambda _: None)
 
 
 def report(passed: bool, exceeds: bool) -> SiteReport:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from p2pfed.errors import TrainingError
 from p2pfed.training.audit.audited import AuditedSite
 from p2pfed.training.audit.canaries import run_canaries
 from p2pfed.training.audit.canary_plan import control_steps
@@ -44,9 +45,8 @@ def canaries(site: AuditedSite, skipped: list[str]) -> tuple[list[Finding], list
     """The bound must lie under what is accounted, and over it where the noise is left out.
 
     With few canaries little can be shown: where the training is accounted higher than that, a
-    shorter run is tried as well, on which missing noise must show.
-
-    :raises TaskError: the task calls its model in a way that no canary can follow.
+    shorter run is tried as well, on which missing noise must show. Nothing, and why in ``skipped``,
+    where the task calls its model in a way that no canary can follow.
     """
     private, terms = site.private, site.terms
     if private is None or terms is None or private.noise is None:
@@ -58,24 +58,31 @@ def canaries(site: AuditedSite, skipped: list[str]) -> tuple[list[Finding], list
     known = control_steps(
         most, each, site.effort.canaries, terms.sampling_rate, terms.delta, audit.accounted
     )
-    findings = []
-    for steps in sorted({most} | ({known} if known else set())):
-        bound, accounted = audit.bound(private, steps, "with noise"), audit.accounted(steps)
-        findings.append(
-            Finding(
-                "canaries",
-                f"{site.effort.canaries} canaries, {steps} steps",
-                True,
-                "epsilon, lower bound",
-                bound,
-                bound,
-                None,
-                CONFIDENCE,
-                accounted,
-                bound > accounted,
-            )
-        )
-    return findings, [_control(audit, private, known)]
+    try:
+        findings = [
+            _finding(audit, private, steps)
+            for steps in sorted({most} | ({known} if known else set()))
+        ]
+        return findings, [_control(audit, private, known)]
+    except TrainingError as error:
+        skipped.append(f"canaries: {error}")
+        return [], []
+
+
+def _finding(audit: _Canaries, private: Setting, steps: int) -> Finding:
+    bound, accounted = audit.bound(private, steps, "with noise"), audit.accounted(steps)
+    return Finding(
+        "canaries",
+        f"{audit.site.effort.canaries} canaries, {steps} steps",
+        True,
+        "epsilon, lower bound",
+        bound,
+        bound,
+        None,
+        CONFIDENCE,
+        accounted,
+        bound > accounted,
+    )
 
 
 def _control(audit: _Canaries, private: Setting, steps: int | None) -> Control:

@@ -81,7 +81,7 @@ def quotient(learner: Learner, seen: Observed, layer: str) -> torch.Tensor:
     weights, biases = gradient(_of(layer, "weight")), gradient(_of(layer, "bias"))
     row = int(biases.abs().argmax())
     if biases[row] == 0.0:
-        return torch.zeros(weights.shape[1])
+        return torch.zeros_like(weights[row], dtype=torch.float32)
     return (weights[row] / biases[row]).float()
 
 
@@ -108,7 +108,9 @@ def seek(
     deviation = prior.deviation.clamp(min=MIN_DEVIATION)
     real = [inputs_of(batch) for batch in steps]
     free = [
-        torch.randn(inputs.flatten(1).shape, generator=generator).requires_grad_()
+        torch.randn(inputs.flatten(1).shape, generator=generator)
+        .to(learner.device)
+        .requires_grad_()
         for inputs in real
     ]
     optimiser = torch.optim.Adam(free, lr=ATTACK_LEARNING_RATE)
@@ -128,7 +130,8 @@ def seek(
         change = _unrolled(learner, before, batches, names)
         distance = 1.0 - torch.nn.functional.cosine_similarity(change, target, dim=0, eps=1e-12)
         roughness = sum(_total_variation(part, one) for part, one in zip(free, real, strict=True))
-        (distance + SMOOTHNESS * roughness / len(free)).backward()  # type: ignore[no-untyped-call]
+        with task_code("the second derivative of loss"):
+            (distance + SMOOTHNESS * roughness / len(free)).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     learner.model.zero_grad(set_to_none=True)
     return [guess.detach() for guess in candidates()]
@@ -159,7 +162,8 @@ def _unrolled(
     for batch in batches:
         with task_code("loss"):
             loss = learner.task.loss(_Functional(learner.model, weights), batch)
-        gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+        with task_code("the gradient of loss"):
+            gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
         stepped = {}
         for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
             speed[name] = settings.momentum * speed[name] + gradient

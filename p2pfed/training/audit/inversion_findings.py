@@ -36,7 +36,7 @@ class _Case:
 
 
 def inversion(site: AuditedSite, skipped: list[str]) -> tuple[list[Finding], list[Control]]:
-    """:raises TrainingError: a round could not be trained."""
+    """What cannot be tried on this task goes to ``skipped``, with the reason."""
     try:
         inverter = Inverter(site.plain, site.training, site.holdout)
     except TrainingError as error:
@@ -45,7 +45,11 @@ def inversion(site: AuditedSite, skipped: list[str]) -> tuple[list[Finding], lis
     findings = []
     for setting, _ in site.settings:
         for case in _cases(site, setting):
-            attempts = _attempts(site, inverter, case, site.effort.iterations)
+            try:  # batch norm, for one, cannot be trained on one record
+                attempts = _attempts(site, inverter, case, site.effort.iterations)
+            except TrainingError as error:
+                skipped.append(f"inversion of a delta of {case.words}: {error}")
+                continue
             if attempts:
                 findings.append(_finding(case, attempts))
     return findings, _controls(site, inverter)

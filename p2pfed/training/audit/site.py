@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from p2pfed.errors import ConfigurationError, DataError, Problem
+from p2pfed.errors import ConfigurationError, DataError, Problem, TrainingError
 from p2pfed.training.audit.audited import FULL, QUICK, AuditedSite, Say
 from p2pfed.training.audit.canary_findings import canaries
 from p2pfed.training.audit.canary_plan import longest
@@ -149,7 +149,7 @@ def _private_setting(
     )
     try:
         requirements.check(private.learner(plain.records), loaded.datasets.training, opening)
-    except ConfigurationError as error:
+    except (ConfigurationError, TrainingError) as error:
         if given.in_force:
             raise
         skipped.append(f"differential privacy: {error}")
