@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from p2pfed.training.audit.audited import AuditedSite
 from p2pfed.training.audit.membership import Shadows, likelihood_ratios, train_shadows
@@ -19,7 +20,7 @@ from p2pfed.training.audit.statistics import (
 )
 
 MAX_RECORDS = 400  # whose membership is inferred
-OVERFITTED_RECORDS = 12
+OVERFITTED_RECORDS = 16
 NEGATIVE_CONFIDENCE = 0.99
 POSITIVE_AREA = 0.6
 
@@ -37,16 +38,17 @@ def membership(site: AuditedSite) -> tuple[list[Finding], list[Control]]:
     task, most = site.plain.task, min(site.records, MAX_RECORDS)
     targets = generator.permutation(site.records)[: held_at_once(task, site.training, most)]
     findings, controls = [], []
-    for setting, rounds in site.settings:
+    hardest: Sequence[int] = []
+    for setting, rounds in site.settings:  # without privacy first
         private = setting.noise is not None
         words = "shadow models " + ("with" if private else "without") + " privacy"
         shadows = _train(site, setting, targets.tolist(), rounds, words, generator)
-        findings += _findings(shadows, f"model after {rounds} rounds on half the records", private,
-                              generator)  # fmt: skip
+        against = f"model after {rounds} rounds on half the records"
+        findings += _findings(shadows, against, private, generator)
         if not private:
             controls.append(_strangers(shadows.outsiders, generator))
-    controls.append(_overfitted(site, targets[:OVERFITTED_RECORDS].tolist(), generator))
-    return findings, controls
+            hardest = targets[_hardest(shadows)[:OVERFITTED_RECORDS]].tolist()
+    return findings, [*controls, _overfitted(site, hardest)]
 
 
 def _train(
@@ -112,8 +114,17 @@ def _strangers(confidences: FloatArray, generator: np.random.Generator) -> Contr
     )
 
 
-def _overfitted(site: AuditedSite, few: Sequence[int], generator: np.random.Generator) -> Control:
-    """The same attack where it must succeed: many steps on a handful of the site's records."""
+def _hardest(shadows: Shadows) -> NDArray[np.int64]:
+    """Records in the order of how badly models tell them that were not trained on them."""
+    out = ~shadows.inside
+    means = np.where(out, shadows.confidences, 0.0).sum(0) / np.maximum(out.sum(0), 1)
+    return np.argsort(np.where(out.any(0), means, np.inf), kind="stable")
+
+
+def _overfitted(site: AuditedSite, few: Sequence[int]) -> Control:
+    """The same attack where it must succeed: many steps on a handful of records, those of the site
+    that a model gets wrong unless it has seen them."""
+    generator = site.generator("overfitted")
     loop = site.plain.loop.model_copy(update={"weight_decay": 0.0})
     setting = replace(site.plain, loop=loop, local_steps=site.effort.overfitting_steps)
     shadows = _train(site, setting, few, 1, "overfitted models", generator)
@@ -121,7 +132,7 @@ def _overfitted(site: AuditedSite, few: Sequence[int], generator: np.random.Gene
     found = two_way_bootstrap(area, scores, shadows.inside, generator)
     return Control(
         "membership",
-        f"AUC on models overfitted to half of {len(few)} records",
+        f"AUC on models overfitted to half of {len(few)} hard records",
         True,
         found.value,
         found.low,
