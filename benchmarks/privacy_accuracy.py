@@ -109,7 +109,7 @@ def settings(pneumonia_path: Path) -> dict[str, Setting]:
         "pneumonia": Setting(
             Data(
                 lambda seed: pneumonia(pneumonia_path, seed), 20, 3,
-                {**sgd, "batch_size": 128, "learning_rate": 0.3}, "auc", "10",
+                {**sgd, "batch_size": 128, "learning_rate": 0.05}, "auc", "10",
             ),
             delta=1e-4,
             clip_norm=1.0,

@@ -1,7 +1,8 @@
 """What helps where sites' data are unlike: corrections x data sets, several seeds.
 
     OMP_NUM_THREADS=1 python benchmarks/unlike_sites.py [--data heart,pneumonia,digits-0.1,
-        digits-0.3] [--methods ...] [--seeds 3] [--pneumonia PATH] [--json FILE]
+        digits-0.3] [--methods ...] [--seeds 3] [--graph complete] [--uneven] [--pneumonia PATH]
+        [--json FILE] [--show FILE]
 
 Sites learn together over a complete graph with the default aggregation rule, or over a ring with
 --graph ring. A figure is the mean over sites of each site's model on its own test (heart: AUC of
@@ -196,7 +197,7 @@ def _together(participants: Sequence[Participant]) -> float | None:
         learner.model.eval()
         with torch.no_grad():
             parts = [
-                task.predict(learner.model, learner.batches(other.site.test))
+                task.predictions(learner.model, learner.batches(other.site.test))
                 for other in participants
             ]
         labels = np.concatenate([part.labels for part in parts])
@@ -273,11 +274,26 @@ def table(name: str, found: Mapping[str, list[dict[str, float]]]) -> str:
     for key, runs in found.items():
         cells = []
         for column in COLUMNS:
-            values = [one[column] for one in runs if column in one]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.fmean(values):.1f}{spread}" if values else "")
+            cells.append(_mean_and_spread([one[column] for one in runs if column in one]))
         lines.append(f"| {key} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def site_table(found: Mapping[str, list[dict[str, float]]]) -> str:
+    """The same for every site, where sites are the same in every run: of hospitals, by name."""
+    named = [key for key in next(iter(found.values()))[0] if key not in COLUMNS and "_" not in key]
+    lines = ["", f"| | {' | '.join(named)} |", "|---" * (1 + len(named)) + "|"]
+    for key, runs in found.items():
+        cells = [_mean_and_spread([one[name] for one in runs]) for name in named]
+        lines.append(f"| {key} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{spread}"
 
 
 def main() -> None:
@@ -288,15 +304,19 @@ def main() -> None:
     parser.add_argument("--graph", choices=["complete", "ring"], default="complete")
     parser.add_argument("--uneven", action="store_true")
     parser.add_argument("--pneumonia", type=Path, default=PNEUMONIA)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="keep all figures in this file")
+    parser.add_argument("--show", type=Path, help="print what such a file has, and run the rest")
     arguments = parser.parse_args()
     arguments.methods = arguments.methods.split(",")
     torch.set_num_threads(1)
     known = data_sets(arguments.pneumonia)
+    earlier = json.loads(arguments.show.read_text()) if arguments.show else {}
     results = {}
     for name in arguments.data.split(","):
-        results[name] = run(name, known[name], arguments)
+        results[name] = earlier.get(name) or run(name, known[name], arguments)
         print(table(name, results[name]), flush=True)
+        if name == "heart":
+            print(site_table(results[name]), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))
 

@@ -8,18 +8,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Protocol
 
 import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from p2pfed.cli.demo_view import show_budgets, show_gain, show_rules
 from p2pfed.cli.status_view import size
 from p2pfed.daemon.status import Status
 from p2pfed.demo.byzantine import DEFAULT_ATTACK, ByzantineOptions, attacks, run_byzantine
 from p2pfed.demo.layout import DemoOptions
+from p2pfed.demo.private import PRIVATE, run_private
 from p2pfed.demo.runner import run_demo
+from p2pfed.demo.xray import XRAY, run_xray
 from p2pfed.errors import UsageError
 
 app = typer.Typer(help="Run a real federation on this machine.")
@@ -37,17 +40,21 @@ class Show(Protocol):
 @app.command()
 def demo(
     name: Annotated[
-        str, typer.Argument(help="Which demonstration: heart, or byzantine.")
+        str, typer.Argument(help="Which demonstration: heart, byzantine, xray, or private.")
     ] = "heart",
     json_output: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and nothing else.")
     ] = False,
     rounds: Annotated[int | None, typer.Option(min=1, help="Number of rounds.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the split and the first model.")] = 0,
-    rule: Annotated[str | None, typer.Option(help="Aggregation rule; not for byzantine.")] = None,
+    rule: Annotated[str | None, typer.Option(help="heart, xray: the aggregation rule.")] = None,
     topology: Annotated[
         Path | None,
-        typer.Option(help="A topology file to take graph and settings from; not for byzantine."),
+        typer.Option(help="heart, xray: a topology file to take graph and settings from."),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="xray: pneumoniamnist.npz; phantoms are drawn where it is not given."),
     ] = None,
     attack: Annotated[
         str | None,
@@ -60,29 +67,37 @@ def demo(
     """Run hospitals as daemons on this machine.
 
     heart: four, and what they gain. byzantine: the four and a hostile fifth, under plain
-    averaging and under the default rule.
+    averaging and under the default rule. xray: four with few images each, other patients and other
+    machines. private: the four of heart with and without differential privacy.
     """
-    if name == BYZANTINE and (rule is not None or topology is not None):
-        raise UsageError("--rule and --topology are not for the byzantine demo: it compares rules")
+    if name in (BYZANTINE, PRIVATE) and (rule is not None or topology is not None):
+        raise UsageError(f"--rule and --topology are not for the {name} demo: it compares runs")
     if name != BYZANTINE and attack is not None:
         raise UsageError("--attack is for the byzantine demo: p2pfed demo byzantine --attack NAME")
+    if name != XRAY and images is not None:
+        raise UsageError("--images is for the xray demo: p2pfed demo xray --images FILE")
     interrupted = _heed_signals()
     console = Console(stderr=json_output)
     with tempfile.TemporaryDirectory(prefix="p2pfed-") as temporary:
         directory = _prepare(keep) if keep is not None else Path(temporary)
         with _watch(console, json_output, interrupted) as (say, show):
+            options = DemoOptions(rounds, seed, rule, topology)
             if name == BYZANTINE:
                 byzantine = ByzantineOptions(attack or DEFAULT_ATTACK, rounds, seed)
                 report = run_byzantine(
                     directory, byzantine, say, lambda rule, found: show(found, rule)
                 )
+            elif name == PRIVATE:
+                report = run_private(directory, options, say, lambda run, found: show(found, run))
+            elif name == XRAY:
+                report = run_xray(directory, options, images, say, show)
             else:
-                options = DemoOptions(rounds, seed, rule, topology)
                 report = run_demo(name, directory, options, say, show)
         if json_output:
             typer.echo(json.dumps(report))
             return
-        (_show_rules if name == BYZANTINE else _show_gain)(console, report)
+        shown = {BYZANTINE: show_rules, PRIVATE: show_budgets}.get(name, show_gain)
+        shown(console, report)
         if keep is not None:
             console.print(f"everything is kept in {directory}")
 
@@ -151,55 +166,3 @@ def _progress(found: dict[str, Status | None], title: str | None) -> Table:
             size(status.totals.bytes_sent),
         )
     return table
-
-
-def _show_gain(console: Console, report: dict[str, Any]) -> None:
-    kinds = {"local": "local only", "federated": "federated", "pooled": "pooled"}
-    rows = [*report["sites"], {"name": "all", **report["overall"]}]
-    console.print(
-        _result("AUC / accuracy on the same hold-outs", kinds, rows),
-        f"{report['rounds']} rounds, {size(report['bytes_sent'])} sent by all sites, "
-        f"{report['seconds']} s, rule {report['rule']}, topology {report['topology']}",
-        sep="\n",
-    )
-
-
-def _show_rules(console: Console, report: dict[str, Any]) -> None:
-    rules = report["rules"]
-    rows = [
-        {**site, **{rule: rules[rule]["sites"][at] for rule in rules}}
-        for at, site in enumerate(next(iter(rules.values()))["sites"])
-    ]
-    rows.append({"name": "all", **{rule: rules[rule]["overall"] for rule in rules}})
-    title = f"AUC / accuracy of the honest hospitals; {report['hostile']}: {report['attack']}"
-    reference = report["honest_reference"]
-    console.print(
-        _result(title, {rule: rule for rule in rules}, rows),
-        f"without a federation, over all hold-outs: each hospital alone "
-        f"{_figures(reference['local'])}, all records in one place "
-        f"{_figures(reference['pooled'])}",
-        f"{report['rounds']} rounds under each rule, {report['seconds']} s",
-        sep="\n",
-    )
-
-
-def _result(title: str, kinds: dict[str, str], rows: list[dict[str, Any]]) -> Table:
-    """``kinds`` are the columns by their key in a row; the last row is that of all sites."""
-    table = Table(title=title, header_style="bold")
-    table.add_column("hospital")
-    table.add_column("test rows", justify="right")
-    for heading in kinds.values():
-        table.add_column(heading, justify="right")
-    *sites, overall = rows
-    for row in sites:
-        table.add_row(
-            str(row["name"]), str(row["test_rows"]), *(_figures(row[kind]) for kind in kinds)
-        )
-    table.add_section()
-    total = sum(row["test_rows"] for row in sites)
-    table.add_row(str(overall["name"]), str(total), *(_figures(overall[kind]) for kind in kinds))
-    return table
-
-
-def _figures(figures: dict[str, float]) -> str:
-    return f"{figures['auc']:.3f} / {figures['accuracy']:.3f}"

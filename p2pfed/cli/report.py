@@ -1,5 +1,6 @@
 """``p2pfed report``."""
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -74,10 +75,14 @@ def _train_alone(site: Site, topology: Topology, sources: Sources) -> None:
 
     if not sources.records:
         raise StoreError("no round was finished yet; there is nothing to compare with")
+    # Nothing of this model leaves the site, so it needs no noise, and no budget.
+    request = dataclasses.replace(
+        trainer_request(site, topology), noise_multiplier=None, clip_norm=None, delta=None
+    )
     rounds = sources.records[-1].round + 1
     done = subprocess.run(
         [sys.executable, "-m", LOCAL_MODULE, str(rounds), str(topology.file.round.local_steps)],
-        input=frames.encode(trainer_request(site, topology)),
+        input=frames.encode(request),
         capture_output=True,
         check=False,
         timeout=LOCAL_TIMEOUT_SECONDS,

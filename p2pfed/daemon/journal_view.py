@@ -28,12 +28,14 @@ class JournalView:
     """What a report takes from a journal; ``federation_id`` is hex, empty before the first start.
 
     :ivar records: of the finished rounds, the oldest first.
+    :ivar charged_rounds: entries of the privacy ledger.
     """
 
     federation_id: str
     records: tuple[RoundRecord, ...]
     equivocations: tuple[Equivocation, ...]
     exports: tuple[ExportedModel, ...]
+    charged_rounds: int
 
 
 def read_journal(state_directory: Path) -> JournalView:
@@ -88,6 +90,7 @@ def _view(path: Path, database: sqlite3.Connection) -> JournalView:
 
     history = rows("SELECT record FROM history ORDER BY round_number", "history")
     exports = rows("SELECT record FROM exports ORDER BY id", "exports")
+    [[charged]] = rows("SELECT COUNT(*) FROM privacy_ledger", "privacy_ledger") or [[0]]
     evidence = rows(
         "SELECT site, first_header, first_signature, second_header, second_signature, "
         "found_at_seconds FROM equivocations ORDER BY site",
@@ -100,6 +103,7 @@ def _view(path: Path, database: sqlite3.Connection) -> JournalView:
         exports=tuple(
             _parsed(path, "export", text, ExportedModel.model_validate) for (text,) in exports
         ),
+        charged_rounds=charged,
     )
 
 

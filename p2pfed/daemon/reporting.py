@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from p2pfed.config import Site
 from p2pfed.daemon.durable_files import TEMPORARY_SUFFIX, PendingFile
-from p2pfed.daemon.journal_view import read_journal
+from p2pfed.daemon.journal_view import JournalView, read_journal
 from p2pfed.errors import StoreError
+from p2pfed.privacy_terms import PrivacyTerms, privacy_terms
 from p2pfed.report.build import LocalFigures, Sources, build_report
 from p2pfed.report.document import (
     MAX_TEXT_CHARACTERS,
@@ -30,6 +31,7 @@ log = structlog.get_logger(__name__)
 
 REPORT_NAME = "report"  # .json and .html in the state directory
 LOCAL_NAME = "local-baseline.json"  # there as well, once it was trained
+MECHANISM = "DP-SGD with Poisson sampling, clipping and noise on each record's gradient"
 MAX_REPORT_BYTES = 16 * 1024 * 1024  # of another site's; one of ours has at most a few
 MAX_LOCAL_BYTES = 64 * 1024
 ROUNDS_PER_REPORT = 100  # where a federation runs without a planned end
@@ -58,6 +60,7 @@ def gather(
     """What the report of ``site`` is made of, as of now.
 
     :raises StoreError: the state cannot be read, or there is none yet.
+    :raises ConfigurationError: the site's privacy is weaker than the federation demands.
     """
     view = read_journal(site.state_directory)
     statement = site.file.report
@@ -75,25 +78,37 @@ def gather(
             contact=statement.contact,
         ),
         minimum_records=site.file.privacy.minimum_records,
-        privacy=_privacy(view.records[-1].privacy if view.records else None),
+        privacy=_privacy(view, privacy_terms(site, topology)),
         local=_local_figures(site.state_directory / LOCAL_NAME, schema),
         other_sites=_of_this_federation(other_sites, view.federation_id, site.file.name),
     )
 
 
-def _privacy(spending: Spending | None) -> Privacy | None:
-    """What the last round's record says of the privacy budget."""
-    if spending is None:
-        return None
+def _privacy(view: JournalView, terms: PrivacyTerms | None) -> Privacy | None:
+    """None where no finished round was, and none is to be, trained with differential privacy."""
+    recorded = next((one.privacy for one in reversed(view.records) if one.privacy), None)
+    if recorded is None:
+        if terms is None:
+            return None
+        recorded = Spending(
+            epsilon_spent=0.0,
+            epsilon_budget=terms.epsilon,
+            delta=terms.delta,
+            noise_multiplier=terms.noise_multiplier,
+            clip_norm=terms.clip_norm,
+            charged_rounds=0,
+        )
     return Privacy(
-        mechanism="DP-SGD with Poisson sampling, accounted by Renyi differential privacy",
-        unit="record",
-        epsilon_spent=spending.epsilon_spent,
-        epsilon_limit=spending.epsilon_budget,
-        delta=spending.delta,
-        rounds_charged=spending.charged_rounds,
-        noise_multiplier=spending.noise_multiplier,
-        clipping_norm=spending.clip_norm,
+        mechanism=MECHANISM,
+        unit="training record",
+        epsilon_spent=recorded.epsilon_spent,
+        epsilon_limit=terms.epsilon if terms is not None else recorded.epsilon_budget,
+        delta=recorded.delta,
+        rounds_charged=recorded.charged_rounds,
+        noise_multiplier=recorded.noise_multiplier,
+        clipping_norm=recorded.clip_norm,
+        rounds_charged_since=max(0, view.charged_rounds - recorded.charged_rounds),
+        configured=terms is not None,
     )
 
 

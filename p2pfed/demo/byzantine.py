@@ -26,7 +26,7 @@ from p2pfed.demo.layout import (
     MODEL_NAME,
     DemoLayout,
     DemoOptions,
-    DemoSite,
+    site_with_table,
     sites_of,
     write_layout,
 )
@@ -102,7 +102,7 @@ def run_byzantine(
 
 def _write(directory: Path, options: ByzantineOptions, rule: str) -> DemoLayout:
     folder = demo_folder(HOSPITALS)
-    table = next(site.table for site in sites_of(folder) if site.name == COPIED)
+    table = folder / f"{COPIED}.csv"
     directory.mkdir(parents=True)
     own = directory / f"{HOSTILE}.csv"
     attack = make(options.attack) if options.attack != NO_ATTACK else None
@@ -112,7 +112,8 @@ def _write(directory: Path, options: ByzantineOptions, rule: str) -> DemoLayout:
     else:
         shutil.copyfile(table, own)
     demo = DemoOptions(options.rounds, options.seed, rule, deadline_seconds=DEADLINE_SECONDS)
-    return write_layout(folder, directory, demo, (DemoSite(HOSTILE, own),))
+    hostile = site_with_table(HOSTILE, own, options.seed)
+    return write_layout(folder, directory, demo, (*sites_of(folder, options.seed), hostile))
 
 
 def poison_table(table: Path, target: Path, attack: DataAttack, label: str, seed: int) -> None:

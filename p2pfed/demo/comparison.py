@@ -16,16 +16,19 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset
 
-from p2pfed.config import load_site
+from p2pfed.config import Site, load_site
+from p2pfed.daemon.daemon import trainer_request
 from p2pfed.demo.layout import MODEL_NAME
 from p2pfed.topology import load_topology
-from p2pfed.training.baseline import learner_of, predict, train_baseline
+from p2pfed.training.baseline import ComparableTask, learner_of, predict, train_baseline
 from p2pfed.training.evaluation.binary import Predictions, accuracy, auc
 from p2pfed.training.export import read_model
+from p2pfed.training.loading import load_task
+from p2pfed.training.loop import Learner
+from p2pfed.training.records import record_count
 from p2pfed.training.site_state import SiteModel
-from p2pfed.training.tasks.tabular.task import Tabular
 
 Figures = dict[str, float]  # by name of the metric
 
@@ -36,13 +39,17 @@ class Hospitals:
     def __init__(self, site_files: list[Path]) -> None:
         self._sites = [load_site(path) for path in site_files]
         self._settings = load_topology(self._sites[0].topology_path).file
-        options = self._settings.task.options
-        data = [Tabular(options, site.data).datasets() for site in self._sites]
+        self._tasks = [self._task(site) for site in self._sites]
+        data = [task.datasets() for task in self._tasks]
         self.names = [site.file.name for site in self._sites]
-        self.training = [cast(TensorDataset, one.training) for one in data]
-        self.holdouts = [cast(TensorDataset, one.holdout) for one in data]
-        # Training sets class weights on its task, so the baselines get one that nobody else uses.
-        self._judge = Tabular(options, self._sites[0].data)
+        self.training = [one.training for one in data]
+        self.holdouts = [one.holdout for one in data]
+        self.test_rows = [record_count(one.holdout) for one in data]
+
+    def _task(self, site: Site) -> ComparableTask:
+        return cast(
+            ComparableTask, load_task(trainer_request(site, load_topology(site.topology_path)))
+        )
 
     @cached_property
     def local(self) -> list[SiteModel]:
@@ -56,10 +63,11 @@ class Hospitals:
         """For each site the one model trained on the records of all of them."""
         return [self._train(self.training, "pooled")] * len(self._sites)
 
-    def _train(self, records: list[TensorDataset], name: str) -> SiteModel:
+    def _train(self, records: list[Dataset[Any]], name: str) -> SiteModel:
         settings = self._settings
+        # Training sets class weights on its task, so each gets one that nobody else uses.
         return train_baseline(
-            self._judge,
+            self._task(self._sites[0]),
             records,
             total_steps=settings.round.rounds * settings.round.local_steps,
             seed=settings.task.seed,
@@ -68,22 +76,32 @@ class Hospitals:
 
     def federated(self, site_files: list[Path]) -> list[SiteModel]:
         """What each site exported after a run."""
-        learner = learner_of(self._judge, self._settings.task.seed, sites=1)
-        return [read_model(path.with_name(MODEL_NAME), learner) for path in site_files]
+        return [read_model(path.with_name(MODEL_NAME), self._judge) for path in site_files]
+
+    @cached_property
+    def _judge(self) -> Learner:
+        return learner_of(self._tasks[0], self._settings.task.seed, sites=1)
 
     def by_site(self, models: list[SiteModel]) -> list[Figures]:
         """AUC and accuracy of each site's model on that site's hold-out."""
         return [
-            _figures([predict(self._judge, model, holdout)])
+            _figures([predict(self._tasks[0], model, holdout)])
             for model, holdout in zip(models, self.holdouts, strict=True)
         ]
 
     def overall(self, models: list[SiteModel]) -> Figures:
-        """Each site's model is judged on all hold-outs together; their mean."""
-        figures = [
-            _figures([predict(self._judge, model, holdout) for holdout in self.holdouts])
-            for model in models
-        ]
+        """Each site's model is judged on all hold-outs together; their mean.
+
+        A model of which a part is a site's own is made for that site's patients: then the mean of
+        what each is on its own hold-out.
+        """
+        if self._judge.parts.local:
+            figures = self.by_site(models)
+        else:
+            figures = [
+                _figures([predict(self._tasks[0], model, holdout) for holdout in self.holdouts])
+                for model in models
+            ]
         return {key: float(np.mean([one[key] for one in figures])) for key in figures[0]}
 
 
@@ -97,8 +115,8 @@ def compare(site_files: list[Path]) -> dict[str, Any]:
     }
     figures = {kind: hospitals.by_site(each) for kind, each in models.items()}
     rows = [
-        {"name": name, "test_rows": len(holdout), **{kind: figures[kind][at] for kind in models}}
-        for at, (name, holdout) in enumerate(zip(hospitals.names, hospitals.holdouts, strict=True))
+        {"name": name, "test_rows": rows, **{kind: figures[kind][at] for kind in models}}
+        for at, (name, rows) in enumerate(zip(hospitals.names, hospitals.test_rows, strict=True))
     ]
     overall = {kind: hospitals.overall(each) for kind, each in models.items()}
     return {"sites": rows, "overall": overall}
@@ -111,11 +129,10 @@ def compare_runs(runs: dict[str, list[Path]]) -> dict[str, Any]:
     report = {}
     for run, site_files in runs.items():
         models = hospitals.federated(site_files)
-        rows = zip(hospitals.names, hospitals.holdouts, hospitals.by_site(models), strict=True)
+        rows = zip(hospitals.names, hospitals.test_rows, hospitals.by_site(models), strict=True)
         report[run] = {
             "sites": [
-                {"name": name, "test_rows": len(holdout), **figures}
-                for name, holdout, figures in rows
+                {"name": name, "test_rows": count, **figures} for name, count, figures in rows
             ],
             "overall": hospitals.overall(models),
         }

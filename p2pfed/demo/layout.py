@@ -3,7 +3,8 @@ and an ordinary site file, as an operator would have them."""
 
 import shutil
 import socket
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,32 @@ COPIED_TABLES = ("graph", "round", "aggregation", "codec")  # taken from --topol
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What may be changed of a demo; None leaves its own value."""
+    """What may be changed of a demo; None leaves its own value.
+
+    :ivar changes: tables of the topology file, whose keys replace those of the demo's.
+    """
 
     rounds: int | None = None
     seed: int = 0
     rule: str | None = None
     topology: Path | None = None
     deadline_seconds: float | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class DemoSite:
-    """A site of a demo and the table that becomes its data."""
+    """A site of a demo, and what becomes its data.
+
+    :ivar data: ``[data]`` of its site file; keys named ``path`` or ``*_path`` name ``files``.
+    :ivar files: by the name that each gets in the site's directory.
+    :ivar privacy: ``[privacy]`` of its site file.
+    """
 
     name: str
-    table: Path
+    data: Mapping[str, Any]
+    files: Mapping[str, Path]
+    privacy: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,26 +71,36 @@ def free_ports(count: int) -> list[int]:
             one.close()
 
 
-def sites_of(folder: Path) -> tuple[DemoSite, ...]:
+def site_with_table(name: str, table: Path, seed: int) -> DemoSite:
+    """A site whose records are a table, of which a part is kept for evaluation."""
+    data = {"path": "data.csv", "holdout_fraction": HOLDOUT_FRACTION, "split_seed": seed}
+    return DemoSite(name, data, {"data.csv": table})
+
+
+def sites_of(folder: Path, seed: int) -> tuple[DemoSite, ...]:
     """The sites of the demo in ``folder``: one for each table."""
-    return tuple(DemoSite(table.stem, table) for table in sorted(folder.glob("*.csv")))
+    return tuple(site_with_table(table.stem, table, seed) for table in sorted(folder.glob("*.csv")))
 
 
 def write_layout(
-    folder: Path, directory: Path, options: DemoOptions, further: tuple[DemoSite, ...] = ()
+    folder: Path,
+    directory: Path,
+    options: DemoOptions,
+    sites: tuple[DemoSite, ...] | None = None,
 ) -> DemoLayout:
-    """Write the federation of the demo in ``folder`` under ``directory``.
+    """Write a federation with the settings in ``folder`` under ``directory``.
 
-    :param further: sites beyond those of the demo, after them.
+    :param sites: one for each table in ``folder`` where none are given.
     :raises ConfigurationError: the result, or a given topology file, is not sound.
     """
     document = read_toml(folder / f"{folder.name}.toml")
-    sites = (*sites_of(folder), *further)
+    sites = sites_of(folder, options.seed) if sites is None else sites
     names = [site.name for site in sites]
     peers, files = [], []
     for site, port in zip(sites, free_ports(len(sites)), strict=True):
         identity = create_identity(directory / site.name / "keys")
-        shutil.copyfile(site.table, directory / site.name / "data.csv")
+        for file_name, file in site.files.items():
+            shutil.copyfile(file, directory / site.name / file_name)
         address = f"/ip4/127.0.0.1/tcp/{port}"
         peers.append(
             {
@@ -88,7 +110,7 @@ def write_layout(
             }
         )
         files.append(directory / site.name / "site.toml")
-        _write_site(files[-1], site.name, address, options.seed)
+        _write_site(files[-1], site, address)
     document = {
         "schema_version": 1,
         "federation": {"name": folder.name},
@@ -96,6 +118,7 @@ def write_layout(
         **document,
         "peer": peers,
     }
+    document = merged(document, options.changes)
     if options.topology is not None:
         document |= _from_given(options.topology, names)
     if options.rounds is not None:
@@ -115,19 +138,27 @@ def write_layout(
     return DemoLayout(directory, topology, tuple(load_site(file) for file in files))
 
 
-def _write_site(path: Path, name: str, address: str, seed: int) -> None:
+def _write_site(path: Path, site: DemoSite, address: str) -> None:
     document = {
         "schema_version": 1,
-        "name": name,
+        "name": site.name,
         "topology": "../topology.toml",
         "listen": {"addresses": [address], "mdns": False},
-        "data": {
-            "path": "data.csv",
-            "holdout_fraction": HOLDOUT_FRACTION,
-            "split_seed": seed,
-        },
+        "data": dict(site.data),
+        "privacy": dict(site.privacy),
     }
-    path.write_text(f"# The site file of {name}.\n" + tomli_w.dumps(document), encoding="utf-8")
+    text = f"# The site file of {site.name}.\n" + tomli_w.dumps(document)
+    path.write_text(text, encoding="utf-8")
+
+
+def merged(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``document`` with the keys of ``changes`` in place of its own, in every table."""
+    return {**document} | {
+        key: merged(document[key], value)
+        if isinstance(value, Mapping) and isinstance(document.get(key), Mapping)
+        else value
+        for key, value in changes.items()
+    }
 
 
 def _from_given(path: Path, names: list[str]) -> dict[str, Any]:

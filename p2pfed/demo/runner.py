@@ -7,7 +7,7 @@ from typing import Any
 
 from p2pfed.daemon.status import Status
 from p2pfed.demo.daemons import Daemons, run_in_child
-from p2pfed.demo.layout import MODEL_NAME, DemoOptions, write_layout
+from p2pfed.demo.layout import MODEL_NAME, DemoOptions, DemoSite, write_layout
 from p2pfed.shipped import demo_folder
 from p2pfed.topology import load_topology
 
@@ -21,14 +21,16 @@ def run_demo(
     options: DemoOptions,
     say: Callable[[str], None],
     progress: Callable[[dict[str, Status | None]], None],
+    sites: tuple[DemoSite, ...] | None = None,
 ) -> dict[str, Any]:
     """Run the federation of demo ``name`` under ``directory`` and return its report.
 
+    :param sites: those of the demo where none are given.
     :param say: takes a line for the person who watches.
     :param progress: takes every site's status, several times a second.
     :raises P2pfedError: a file is not sound, or a daemon failed; with its own words.
     """
-    layout = write_layout(demo_folder(name), directory, options)
+    layout = write_layout(demo_folder(name), directory, options, sites)
     say(f"topology file: {layout.topology}")
     for site in layout.sites:
         say(f"site file:     {site.path}")

@@ -387,6 +387,10 @@ def _privacy(sources: Sources) -> PrivacyPart:
             f"spent at delta {given.delta:g}, {given.epsilon_left:.3f} is left, after "
             f"{given.rounds_charged} charged rounds; what is hidden is one {given.unit}."
         )
+        if given.rounds_charged_since:
+            statement += f" {given.rounds_charged_since} further rounds are charged since."
+        if not given.configured:
+            statement += " The present settings train without it."
     return PrivacyPart(statement=statement, accounted=given, minimum_records=minimum)
 
 

@@ -178,10 +178,13 @@ class Refusals(Part):
 
 
 class Privacy(Part):
-    """What the privacy ledger says.
+    """What the privacy ledger says as of the last finished round.
 
     :ivar mechanism: how the guarantee is made, in words.
     :ivar unit: what one more or less of is hidden: a record, a patient.
+    :ivar rounds_charged: those that ``epsilon_spent`` is of.
+    :ivar rounds_charged_since: charged after the last finished round and not in it.
+    :ivar configured: whether the present settings train with it.
     """
 
     mechanism: Text
@@ -192,6 +195,8 @@ class Privacy(Part):
     rounds_charged: int = Field(ge=0)
     noise_multiplier: float | None = None
     clipping_norm: float | None = None
+    rounds_charged_since: int = Field(0, ge=0)
+    configured: bool = True
 
     @property
     def epsilon_left(self) -> float:

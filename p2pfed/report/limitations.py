@@ -59,6 +59,11 @@ def limitations_of(
         )
     if privacy.accounted is None:
         found.append("Without differential privacy there is no bound on what the model gives away.")
+    else:
+        found.append(
+            "The privacy budget covers the training records. The hold-out's figures in this report "
+            "are exact and are not part of it, nor is a model trained with --with-local."
+        )
     if topology_changed:
         found.append(
             "The topology file is another one now than in the last round; the graph and the rule "

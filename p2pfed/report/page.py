@@ -443,6 +443,7 @@ def _privacy(report: Report) -> str:
             ("epsilon left", f"{accounted.epsilon_left:.4f} of {accounted.epsilon_limit:g}"),
             ("delta", f"{accounted.delta:g}"),
             ("rounds charged", accounted.rounds_charged),
+            ("charged since the last finished round", accounted.rounds_charged_since),
             ("noise multiplier", _figure(accounted.noise_multiplier)),
             ("clipping norm", _figure(accounted.clipping_norm)),
         ]

@@ -5,25 +5,48 @@ one place; only a demonstration on public data has that.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch.utils.data import ConcatDataset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset
 
-from p2pfed.training.evaluation.binary import Predictions
+from p2pfed.training.evaluation.assessment import FiguringTask
 from p2pfed.training.frames import Progress
 from p2pfed.training.loop import Learner, RoundInput, genesis_model, round_seed
+from p2pfed.training.privacy.preparing import PricedPreparation
 from p2pfed.training.sampling import sampler_seed
 from p2pfed.training.schema import prepare
+from p2pfed.training.settings import LoopSettings
 from p2pfed.training.site_state import SiteModel
-from p2pfed.training.tasks.tabular.task import Tabular
+from p2pfed.training.task import Task
 
 CPU = torch.device("cpu")
 
 
+class ComparableTask(Task, FiguringTask, Protocol):
+    """A task that comes with p2pfed."""
+
+    @property
+    def options(self) -> LoopSettings:
+        """``[task.options]``, the loop's settings among them."""
+
+
+@runtime_checkable
+class WeighingTask(Protocol):
+    """A task whose loss weighs classes by how many records each has."""
+
+    def weigh_classes(self, training: Sequence[Any]) -> None:
+        """Take the weights from these records together."""
+
+
 def train_baseline(
-    task: Tabular, training: Sequence[TensorDataset], *, total_steps: int, seed: int, name: str
+    task: ComparableTask,
+    training: Sequence[Dataset[Any]],
+    *,
+    total_steps: int,
+    seed: int,
+    name: str,
 ) -> SiteModel:
     """Train the genesis model of ``seed`` on the records of all ``training`` together.
 
@@ -34,13 +57,17 @@ def train_baseline(
     :raises TrainingError: a loss or the model is not finite.
     """
     learner = learner_of(task, seed, sites=len(training))
-    task.weigh_classes(training)
+    if isinstance(task, WeighingTask):
+        task.weigh_classes(training)
     pooled: ConcatDataset[Any] = ConcatDataset(training)
-    task.prepare(learner.model, pooled, 0, seed, False)
+    prepared_rounds = 0
+    if isinstance(task, PricedPreparation):
+        task.prepare(learner.model, pooled, 0, seed, False)
+        prepared_rounds = task.preparation_rounds
     given = RoundInput(
         parameters=learner.genesis(),
         state=np.zeros(learner.layout.floats, np.float32),
-        round_number=task.preparation_rounds,
+        round_number=prepared_rounds,
         local_steps=total_steps,
         seed=round_seed(seed, name, 0),
         sampler_seed=sampler_seed(seed, name),
@@ -50,20 +77,23 @@ def train_baseline(
     return trained
 
 
-def predict(task: Tabular, model: SiteModel, dataset: TensorDataset) -> Predictions:
-    """Labels and scores that ``model`` gives to ``dataset``."""
+def predict(task: ComparableTask, model: SiteModel, dataset: Dataset[Any]) -> Any:
+    """The task's predictions that ``model`` gives to ``dataset``."""
     learner = learner_of(task, seed=0, sites=1)
     learner.load(model.parameters, model.state)
     learner.model.eval()
     with torch.no_grad():
-        return task.predict(learner.model, learner.batches(dataset))
+        return task.predictions(learner.model, learner.batches(dataset))
 
 
-def learner_of(task: Tabular, seed: int, sites: int) -> Learner:
+def learner_of(task: ComparableTask, seed: int, sites: int) -> Learner:
     """A learner of the genesis model, which draws for as many sites together."""
     model = genesis_model(task, seed)
     prepare(model)
-    settings = task.options.model_copy(update={"batch_size": task.options.batch_size * sites})
+    # The loop's own keys alone: the task has its other options.
+    options = {key: getattr(task.options, key) for key in LoopSettings.model_fields}
+    settings = LoopSettings(**options)
+    settings = settings.model_copy(update={"batch_size": settings.batch_size * sites})
     return Learner(task, model, settings, CPU)
 
 

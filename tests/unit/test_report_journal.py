@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from p2pfed.cli.main import app, main
 from p2pfed.config import load_site
 from p2pfed.daemon.journal_view import read_journal
+from p2pfed.daemon.privacy_ledger import Charge, PrivacyLedger
 from p2pfed.daemon.reporting import LOCAL_NAME, ReportKeeper, gather, write_report
 from p2pfed.daemon.store import JOURNAL_NAME, Generation, Store
 from p2pfed.errors import DamagedStateError, StoreError
@@ -271,3 +272,45 @@ async def test_a_report_that_cannot_be_written_stops_nothing(site_file: Path) ->
     await keeper.write(topology, 4)  # logged, not raised
     with pytest.raises(StoreError):
         write_report(site, topology, 1)
+
+
+PRIVACY = {
+    "differential_privacy": True,
+    "maximum_epsilon": 4.0,
+    "maximum_delta": 1e-5,
+    "minimum_noise_multiplier": 1.0,
+    "maximum_clip_norm": 1.0,
+}
+SPENT = {
+    "epsilon_spent": 1.5,
+    "epsilon_budget": 4.0,
+    "delta": 1e-5,
+    "noise_multiplier": 1.0,
+    "clip_norm": 1.0,
+    "charged_rounds": 2,
+}
+
+
+def private_report(site_file: Path, **tables: Any) -> Any:
+    topology = topology_documents.load(site_file.parent, topology_documents.document(**tables))
+    return build_report(gather(load_site(site_file), topology), 1).privacy
+
+
+def test_the_budget_is_reported_with_what_a_crash_left_charged(site_file: Path) -> None:
+    store = state(site_file, rounds=0)
+    commit(store, 0)
+    nothing_yet = private_report(site_file, privacy=PRIVACY).accounted
+    assert (nothing_yet.epsilon_spent, nothing_yet.epsilon_limit) == (0.0, 4.0)
+    commit(store, 1, privacy=SPENT)
+    ledger = PrivacyLedger(store._journal, MALLORY)
+    for number in range(3):
+        ledger.reserve(Charge(number, bytes(32), 0.1, 1.0, 5, 1e-5))
+    found = private_report(site_file, privacy=PRIVACY)
+    store.close()
+    assert found.accounted.epsilon_left == 2.5
+    assert (found.accounted.rounds_charged, found.accounted.rounds_charged_since) == (2, 1)
+    assert "epsilon 1.500 of 4 is spent at delta 1e-05, 2.500 is left" in found.statement
+    assert "1 further rounds are charged since" in found.statement
+    switched_off = private_report(site_file)
+    assert "The present settings train without it" in switched_off.statement
+    assert switched_off.accounted.epsilon_spent == 1.5

@@ -116,3 +116,19 @@ def test_a_fall_is_seen_when_it_comes_and_after_a_restart() -> None:
 def test_a_damaged_record_does_not_keep_a_daemon_from_starting() -> None:
     records = RoundRecords([{"round": "x"}, made(RoundRecords([]), 1)])
     assert records.drifts == ()
+
+
+def test_the_privacy_that_is_spent_is_kept_with_the_round() -> None:
+    spending = {
+        "epsilon_spent": 1.25,
+        "epsilon_budget": 4.0,
+        "delta": 1e-5,
+        "noise_multiplier": 1.1,
+        "clip_norm": 0.5,
+        "charged_rounds": 3,
+        "stopped": None,
+    }
+    found = parse_record(json.loads(json.dumps(made(RoundRecords([]), privacy=spending))))
+    assert found.privacy is not None
+    assert found.privacy.model_dump() == spending
+    assert parse_record(made(RoundRecords([]))).privacy is None

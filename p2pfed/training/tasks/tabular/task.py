@@ -162,7 +162,7 @@ class Tabular:
         """The target's figures over all records of ``batches``."""
         return self.figures(self.predictions(model, batches))
 
-    def predict(self, model: torch.nn.Module, batches: Iterable[Any]) -> Predictions:
+    def predictions(self, model: torch.nn.Module, batches: Iterable[Any]) -> Predictions:
         """Labels and scores of every record of ``batches``, in their order, float64.
 
         Labels have shape (n,), or (n, 2), time and event, of a survival target. Scores have shape
@@ -177,10 +177,6 @@ class Tabular:
         together = np.concatenate(scores)  # (n, outputs)
         single = self.target.outputs == 1
         return Predictions(np.concatenate(labels), together[:, 0] if single else together)
-
-    def predictions(self, model: torch.nn.Module, batches: Iterable[Any]) -> Predictions:
-        """What the metrics, their intervals and the calibration are computed from."""
-        return self.predict(model, batches)
 
     def figures(self, predictions: Predictions) -> Mapping[str, float]:
         """The metrics of these predictions."""
