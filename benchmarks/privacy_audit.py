@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tomli_w
 import torch
 from real_data import PNEUMONIA
 from torch.utils.data import TensorDataset
@@ -26,6 +27,7 @@ from torch.utils.data import TensorDataset
 from p2pfed.cli.privacy_audit import audit_request
 from p2pfed.config import load_site
 from p2pfed.demo.layout import DemoOptions, write_layout
+from p2pfed.settings import read_toml
 from p2pfed.shipped import demo_folder
 from p2pfed.topology import load_topology
 from p2pfed.training.audit.report import Control, Finding, SiteReport
@@ -96,12 +98,15 @@ def _images(images: Any, labels: Any, rows: Any) -> TensorDataset:
 def heart_requests(arguments: argparse.Namespace, directory: Path) -> Iterator[AuditRequest]:
     layout = write_layout(demo_folder("heart"), directory, DemoOptions(seed=arguments.seed))
     for site in layout.sites:
-        with site.path.open("a", encoding="utf-8") as file:
-            file.write(
-                "\n[privacy]\ndifferential_privacy = true\n"
-                f"noise_multiplier = {arguments.noise_multiplier}\nepsilon = {arguments.epsilon}\n"
-                f"delta = {DELTA}\nclip_norm = {CLIP_NORM}\n"
-            )
+        privacy = {
+            "differential_privacy": True,
+            "noise_multiplier": arguments.noise_multiplier,
+            "epsilon": arguments.epsilon,
+            "delta": DELTA,
+            "clip_norm": CLIP_NORM,
+        }
+        document = {**read_toml(site.path), "privacy": privacy}
+        site.path.write_text(tomli_w.dumps(document), encoding="utf-8")
         yield audit_request(
             load_site(site.path),
             load_topology(layout.topology),

@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from p2pfed.config import Site
 from p2pfed.demo.layout import DemoOptions, write_layout
+from p2pfed.settings import read_toml
 from p2pfed.shipped import demo_folder
 
 GUARD_SECONDS = 240
 
 
-def hospital(directory: Path, privacy: str = "") -> Site:
+def hospital(directory: Path, **privacy: Any) -> Site:
     layout = write_layout(demo_folder("heart"), directory, DemoOptions())
     (site,) = (one for one in layout.sites if one.file.name == "cleveland")
-    site.path.write_text(site.path.read_text(encoding="utf-8") + privacy, encoding="utf-8")
+    document = {**read_toml(site.path), "privacy": privacy}
+    site.path.write_text(tomli_w.dumps(document), encoding="utf-8")
     return site
 
 
@@ -34,10 +37,7 @@ def audit(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_private_site_is_attacked_and_every_control_comes_out(short_tmp: Path) -> None:
-    site = hospital(
-        short_tmp,
-        "\n[privacy]\ndifferential_privacy = true\nnoise_multiplier = 4.0\nepsilon = 3.0\n",
-    )
+    site = hospital(short_tmp, differential_privacy=True, noise_multiplier=4.0, epsilon=3.0)
     written = short_tmp / "audit.json"
     done = audit(site, "--quick", "--json", str(written))
     assert done.returncode == 0, done.stderr
