@@ -329,6 +329,24 @@ def bugreport(
         _say(line)
 
 
+@app.command("privacy-audit")
+def privacy_audit(
+    config: ConfigOption = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the report here; - for stdout alone.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer models and trials, wider intervals.")
+    ] = False,
+) -> None:
+    """Attack this site's own training as a neighbour could, with and without privacy. Exit code 1:
+    a control failed, so that nothing is proved, or training spends more than it accounts for."""
+    from p2pfed.cli.privacy_audit import audit
+
+    raise typer.Exit(audit(choose_config(config), json_file, seed=seed, quick=quick, say=_say))
+
+
 @app.command()
 def paths(config: ConfigOption = None, json_output: JsonOption = False) -> None:
     """Show every path that this site's daemon uses."""
