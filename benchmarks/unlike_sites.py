@@ -1,11 +1,11 @@
 """What helps where sites' data are unlike: corrections x data sets, several seeds.
 
     OMP_NUM_THREADS=1 python benchmarks/unlike_sites.py [--data heart,pneumonia,digits-0.1,
-        digits-0.3] [--methods ...] [--seeds 3] [--graph complete] [--uneven] [--pneumonia PATH]
-        [--json FILE] [--show FILE]
+        digits-0.3] [--methods ...] [--seeds 3] [--graph complete] [--rule ...] [--uneven]
+        [--pneumonia PATH] [--json FILE] [--show FILE]
 
-Sites learn together over a complete graph with the default aggregation rule, or over a ring with
---graph ring. A figure is the mean over sites of each site's model on its own test (heart: AUC of
+Sites learn together over a complete graph with the default aggregation rule; --graph ring and
+--rule take others. A figure is the mean over sites of each site's model on its own test (heart: AUC of
 all hospitals' hold-outs together, as the demo has it), in percent, with the standard deviation over
 the seeds; "worst" is the worst site's. "alone" is every site's own training, "pooled" one model
 trained on all records together, with as many steps. Personal figures are those of ``ditto``'s own
@@ -30,7 +30,7 @@ from torch.utils.data import ConcatDataset, Dataset
 from unlike_data import Site, digits, heart, pneumonia
 
 from p2pfed.aggregation import Mixing, NeighbourModel
-from p2pfed.rules_catalogue import DEFAULT_RULE
+from p2pfed.rules_catalogue import DEFAULT_RULE, RULES
 from p2pfed.topology.weights import mixing_weight
 from p2pfed.training.evaluation.binary import auc
 from p2pfed.training.loop import Learner, RoundInput, genesis_model, round_seed
@@ -119,11 +119,11 @@ class Participant:
 
 def federate(
     data: Data, sites: Sequence[Site], options: Mapping[str, Any], graph: nx.Graph,
-    seed: int, uneven: bool,
+    seed: int, uneven: bool, rule: str = DEFAULT_RULE,
 ) -> list[Participant]:  # fmt: skip
-    """Let the sites learn together, each round trained, then folded by the default rule."""
+    """Let the sites learn together, each round trained, then folded by ``rule``."""
     participants = [Participant(site, options, seed) for site in sites]
-    mixing = Mixing(DEFAULT_RULE, "benchmark")
+    mixing = Mixing(rule, "benchmark")
     for round_number in range(data.rounds):
         for place, one in enumerate(participants):
             steps = 1 if uneven and place % 2 else None
@@ -257,7 +257,9 @@ def run(name: str, data: Data, arguments: argparse.Namespace) -> dict[str, list[
             if options.get("local_head") == "last":
                 options["local_head"] = (data.last_layer,)
             started = time.perf_counter()
-            participants = federate(data, sites, options, graph, seed, arguments.uneven)
+            participants = federate(
+                data, sites, options, graph, seed, arguments.uneven, arguments.rule
+            )
             found.setdefault(key, []).append(judged(data, participants))
             print(f"# {name} seed {seed} {key}: {found[key][-1]['mean']:.1f}"
                   f" ({time.perf_counter() - started:.0f} s)", flush=True)  # fmt: skip
@@ -302,6 +304,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--graph", choices=["complete", "ring"], default="complete")
+    parser.add_argument("--rule", choices=sorted(RULES), default=DEFAULT_RULE)
     parser.add_argument("--uneven", action="store_true")
     parser.add_argument("--pneumonia", type=Path, default=PNEUMONIA)
     parser.add_argument("--json", type=Path, help="keep all figures in this file")
