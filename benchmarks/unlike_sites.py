@@ -5,12 +5,12 @@
         [--pneumonia PATH] [--json FILE] [--show FILE]
 
 Sites learn together over a complete graph with the default aggregation rule; --graph ring and
---rule take others. A figure is the mean over sites of each site's model on its own test (heart: AUC
-of all hospitals' hold-outs together, as the demo has it), in percent, with the standard deviation
-over the seeds; "worst" is the worst site's. "alone" is every site's own training, "pooled" one
-model trained on all records together, with as many steps. Personal figures are those of ``ditto``'s own
-models. --uneven lets every second site take one step where the others take all, which is what
-normalised_steps is for.
+--rule take others. A figure is the mean over sites of each site's model on its own test (heart:
+AUC of all hospitals' hold-outs together, as the demo has it), in percent, with the standard
+deviation over the seeds; "worst" is the worst site's. "alone" is every site's own training,
+"pooled" one model trained on all records together, with as many steps. Personal figures are those
+of ``ditto``'s own models. --uneven lets every second site take one step where the others take all,
+which is what normalised_steps is for.
 """
 
 import argparse
