@@ -71,7 +71,10 @@ def demo(
     machines. private: the four of heart with and without differential privacy.
     """
     if name in (BYZANTINE, PRIVATE) and (rule is not None or topology is not None):
-        raise UsageError(f"--rule and --topology are not for the {name} demo: it compares runs")
+        compared = "rules" if name == BYZANTINE else "runs with and without privacy"
+        raise UsageError(
+            f"--rule and --topology are not for the {name} demo: it compares {compared}"
+        )
     if name != BYZANTINE and attack is not None:
         raise UsageError("--attack is for the byzantine demo: p2pfed demo byzantine --attack NAME")
     if name != XRAY and images is not None:
