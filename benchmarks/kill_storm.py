@@ -72,7 +72,7 @@ class Left:
 
     round_number: int
     published: bool
-    vectors: tuple[bytes, ...]  # model, replica, optimiser
+    vectors: tuple[bytes, ...]  # model, replica, site_state
     said: dict[tuple[bytes, int], bytes]  # headers known here, own ones too, by sender and round
     quarantined: tuple[str, ...]
 
@@ -96,7 +96,7 @@ def read_journal(state: Path) -> Left | None:
             ).fetchone():
                 return None
             generation = database.execute(
-                "SELECT round_number, published, model, replica, optimiser FROM generations "
+                "SELECT round_number, published, model, replica, site_state FROM generations "
                 "ORDER BY id DESC LIMIT 1"
             ).fetchone()
             rows = database.execute(
