@@ -14,15 +14,6 @@ settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under xdist, tests that start daemons run one after the other: they choose free ports, and
-    each has processes enough for all cores."""
-    for item in items:
-        if item.get_closest_marker("daemons") is not None:
-            item.add_marker(pytest.mark.xdist_group("daemons"))
-
-
 @pytest.fixture
 def short_tmp() -> Iterator[Path]:
     """A private directory with a short path: a unix socket's has at most 107 bytes."""

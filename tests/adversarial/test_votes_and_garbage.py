@@ -63,6 +63,7 @@ async def two_more_rounds(*sites: Hospital) -> None:
         await waiting(site, "two more rounds", lambda s, done=done: s.round.number >= done + 2)
 
 
+@pytest.mark.slow
 async def test_a_delta_counts_for_the_one_key_that_signed_it(short_tmp: Path) -> None:
     with Federation(short_tmp, ["alpha", "beta", "gamma", "mallory"]) as federation:
         alpha, beta, gamma, other = federation.hospitals

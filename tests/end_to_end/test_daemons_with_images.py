@@ -68,6 +68,7 @@ def pair(short_tmp: Path) -> Iterator[Federation]:
         yield federation
 
 
+@pytest.mark.slow
 def test_only_adapters_cross_the_network(pair: Federation) -> None:
     pair.start()
     alpha, beta = pair.hospitals

@@ -44,6 +44,7 @@ def column(hospital: Hospital, name: str) -> list[object]:
         return [row[0] for row in database.execute(f"SELECT {name} FROM envelopes")]  # noqa: S608
 
 
+@pytest.mark.slow
 def test_a_site_restored_on_a_new_machine_signs_no_round_twice(
     trio_of_sites: Federation, short_tmp: Path
 ) -> None:

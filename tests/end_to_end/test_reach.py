@@ -68,6 +68,7 @@ def test_two_sites_that_nobody_can_dial_learn_together_through_a_third(walled: F
     alpha.until("beta again", lambda s: linked(s, "beta"))
 
 
+@pytest.mark.slow
 def test_an_edge_works_where_one_end_can_dial(short_tmp: Path) -> None:
     with Federation(short_tmp, ["alpha", "beta"]) as federation:
         alpha, beta = federation.hospitals
