@@ -44,10 +44,15 @@ class DyingWork(RoundWork):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def publish(
-        self, command: do.Publish, plan: FederationPlan, trained: Any, optimiser: Any
+        self,
+        command: do.Publish,
+        plan: FederationPlan,
+        trained: Any,
+        site_state: Any,
+        privacy_spend: float = 0.0,
     ) -> Sendable:
         self._live_through("trained", command.round_number)
-        item = super().publish(command, plan, trained, optimiser)
+        item = super().publish(command, plan, trained, site_state, privacy_spend)
         self._live_through("published", command.round_number)
         return item
 
