@@ -18,6 +18,7 @@ from p2pfed.errors import ConfigurationError, DataError
 from p2pfed.settings import read_toml
 from p2pfed.shipped import shipped
 from p2pfed.training.audit.canaries import CanaryRun, run_canaries
+from p2pfed.training.audit.canary_findings import MAX_CANARY_DELTA
 from p2pfed.training.audit.canary_plan import control_steps, longest, reachable
 from p2pfed.training.audit.inversion import Attempt, Inverter, control_setting
 from p2pfed.training.audit.likeness import Prior, likeness
@@ -497,3 +498,13 @@ def test_a_bound_above_what_is_accounted_is_said_loudly() -> None:
 def test_the_report_survives_json(tmp_path: Path) -> None:
     one = report(passed=True, exceeds=False)
     assert SiteReport.from_json(one.to_json()) == one
+
+
+def test_canaries_are_compared_at_a_delta_at_which_they_can_show_something() -> None:
+    def steps_at(delta: float) -> int | None:
+        return control_steps(
+            45, 3, 4000, 0.16, delta, lambda n: epsilon_of([(0.16, 2.0, n)], delta)
+        )
+
+    assert steps_at(1e-3) is None
+    assert steps_at(MAX_CANARY_DELTA) == 45
