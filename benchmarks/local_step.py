@@ -35,10 +35,11 @@ from torch.utils.data import TensorDataset
 
 from p2pfed.training.child import PROGRESS_INTERVAL_SECONDS, prepare_torch
 from p2pfed.training.frames import Progress
-from p2pfed.training.loop import Learner, RoundInput, genesis_model, round_seed
-from p2pfed.training.sampling import sampler_seed
+from p2pfed.training.loop import Learner, genesis_model
+from p2pfed.training.round_input import RoundInput
 from p2pfed.training.schema import prepare
 from p2pfed.training.settings import LoopSettings
+from p2pfed.training.site_state import SiteModel
 from p2pfed.training.task import Datasets
 
 SEED = 0
@@ -149,8 +150,10 @@ class FederatedLoop:
         settings = LoopSettings(batch_size=batch_size, **SETTINGS)
         self._task = task
         self._learner = Learner(task, model, settings, device)
-        self._vectors = [self._learner.genesis(), np.zeros(self._learner.layout.floats, np.float32)]
-        self._vectors_out = [np.empty_like(vector) for vector in self._vectors]
+        self._model = self._learner.fresh()
+        self._model_out = SiteModel(
+            np.empty_like(self._model.parameters), np.empty_like(self._model.state)
+        )
         self._round = 0
 
     @property
@@ -158,23 +161,18 @@ class FederatedLoop:
         return self._learner.schema.dimension
 
     def round(self, steps: int) -> None:
-        given = RoundInput(
-            parameters=self._vectors[0],
-            state=self._vectors[1],
-            round_number=self._round,
-            local_steps=steps,
-            seed=round_seed(SEED, "site", self._round),
-            sampler_seed=sampler_seed(SEED, "site"),
+        given = RoundInput.at_site(
+            self._model, seed=SEED, site="site", round_number=self._round, local_steps=steps
         )
         self._learner.train(
             self._task.data,
             given,
-            self._vectors_out[0],
-            self._vectors_out[1],
+            self._model_out.parameters,
+            self._model_out.state,
             _unheard,
             PROGRESS_INTERVAL_SECONDS,
         )
-        self._vectors, self._vectors_out = self._vectors_out, self._vectors
+        self._model, self._model_out = self._model_out, self._model
         self._round += 1
 
 

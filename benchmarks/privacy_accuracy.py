@@ -22,23 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import torch
 from real_data import PNEUMONIA
 from torch.utils.data import TensorDataset
 from unlike_data import Images, Site, heart
-from unlike_sites import Data, Participant, judged
+from unlike_sites import Data, Participant, judged, learn_together
 
-from p2pfed.aggregation import Mixing, NeighbourModel
 from p2pfed.rules_catalogue import DEFAULT_RULE
 from p2pfed.topology.file import MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER
-from p2pfed.topology.weights import mixing_weight
-from p2pfed.training.loop import RoundInput, round_seed
 from p2pfed.training.privacy.accountant import epsilon_of
 from p2pfed.training.privacy.sampling import sampling_rate
 from p2pfed.training.privacy.settings import PrivateSettings
-from p2pfed.training.sampling import sampler_seed
-from p2pfed.training.site_state import SiteModel
 
 HOSPITALS = 6
 IMAGES_A_HOSPITAL = 700
@@ -137,41 +133,18 @@ class PrivateParticipant(Participant):
             self.noise_multiplier, setting.clip_norm, batch_size, records
         )
 
-    def train_round(self, round_number: int, local_steps: int) -> None:
-        name = f"{self.seed}/{self.site.name}/{round_number}".encode()
-        given = RoundInput(
-            self.model.parameters,
-            self.model.state,
-            round_number,
-            local_steps,
-            round_seed(self.seed, self.site.name, round_number),
-            sampler_seed(self.seed, self.site.name),
-            noise_secret=hashlib.sha256(name).digest() if self.learner.privacy else None,
-        )
-        after = SiteModel(np.empty_like(given.parameters), np.empty_like(given.state))
-        self.learner.train(self.site.training, given, after.parameters, after.state, lambda _: None)
-        self.model = after
+    def noise_secret(self, round_number: int) -> bytes | None:
+        if self.learner.privacy is None:
+            return None
+        return hashlib.sha256(f"{self.seed}/{self.site.name}/{round_number}".encode()).digest()
 
 
 def train(
     setting: Setting, sites: Sequence[Site], seed: int, epsilon: float | None, *, together: bool
 ) -> list[PrivateParticipant]:
     participants = [PrivateParticipant(site, setting, seed, epsilon) for site in sites]
-    mixing = Mixing(DEFAULT_RULE, "benchmark")
-    weight = mixing_weight(len(sites) - 1, len(sites) - 1)
-    for round_number in range(setting.data.rounds):
-        for one in participants:
-            one.train_round(round_number, setting.data.local_steps)
-        if not together:
-            continue
-        models = [
-            NeighbourModel(one.site.name, one.model.parameters, weight) for one in participants
-        ]
-        for place, one in enumerate(participants):
-            heard = [*models[:place], *models[place + 1 :]]
-            mixed = np.empty_like(one.model.parameters)
-            mixing.aggregate(round_number, setting.data.rounds, models[place].vector, heard, mixed)
-            one.model = SiteModel(mixed, one.model.state)
+    graph = nx.complete_graph(len(sites)) if together else nx.empty_graph(len(sites))
+    learn_together(setting.data, participants, graph, DEFAULT_RULE, uneven=False)
     return participants
 
 

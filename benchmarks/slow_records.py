@@ -25,9 +25,9 @@ from torch.utils.data import Dataset
 
 from p2pfed.training.child import PROGRESS_INTERVAL_SECONDS, prepare_torch
 from p2pfed.training.frames import Progress
-from p2pfed.training.loop import Learner, RoundInput, genesis_model, round_seed
+from p2pfed.training.loop import Learner, genesis_model
 from p2pfed.training.records import Reader
-from p2pfed.training.sampling import sampler_seed
+from p2pfed.training.round_input import RoundInput
 from p2pfed.training.schema import prepare
 from p2pfed.training.settings import LoopSettings
 from p2pfed.training.task import Datasets
@@ -80,18 +80,13 @@ def measure(workers: int, records: SlowRecords, arguments: argparse.Namespace) -
     settings = LoopSettings(batch_size=arguments.batch_size, learning_rate=1e-3)
     device = torch.device("cpu")
     learner = Learner(task, model, settings, device, reader=Reader(task, device, workers))
-    parameters, state = learner.genesis(), np.zeros(learner.layout.floats, np.float32)
-    out = np.empty_like(parameters), np.empty_like(state)
+    model_now = learner.fresh()
+    out = np.empty_like(model_now.parameters), np.empty_like(model_now.state)
     found = Measured()
     for number in range(arguments.rounds + 1):
         heard: list[Progress] = []
-        given = RoundInput(
-            parameters,
-            state,
-            number,
-            arguments.steps,
-            round_seed(SEED, "site", number),
-            sampler_seed(SEED, "site"),
+        given = RoundInput.at_site(
+            model_now, seed=SEED, site="site", round_number=number, local_steps=arguments.steps
         )
         summary = learner.train(records, given, *out, heard.append, PROGRESS_INTERVAL_SECONDS)
         if number:

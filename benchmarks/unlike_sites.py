@@ -33,8 +33,8 @@ from p2pfed.aggregation import Mixing, NeighbourModel
 from p2pfed.rules_catalogue import DEFAULT_RULE, RULES
 from p2pfed.topology.weights import mixing_weight
 from p2pfed.training.evaluation.binary import auc
-from p2pfed.training.loop import Learner, RoundInput, genesis_model, round_seed
-from p2pfed.training.sampling import sampler_seed
+from p2pfed.training.loop import Learner, genesis_model
+from p2pfed.training.round_input import RoundInput
 from p2pfed.training.schema import prepare
 from p2pfed.training.settings import LoopSettings
 from p2pfed.training.site_state import SiteModel
@@ -88,29 +88,29 @@ class Participant:
     def __init__(self, site: Site, options: Mapping[str, Any], seed: int, sites: int = 1) -> None:
         model = genesis_model(site.task, seed)
         prepare(model)
-        settings = LoopSettings(**options)
-        settings = settings.model_copy(update={"batch_size": settings.batch_size * sites})
+        settings = LoopSettings(**{**options, "batch_size": options["batch_size"] * sites})
         self.site = site
         self.seed = seed
         self.learner = Learner(site.task, model, settings, CPU)
-        state = np.zeros(self.learner.layout.floats, np.float32)
-        self.model = SiteModel(self.learner.genesis(), state)
+        self.model = self.learner.fresh()
 
     def train(
         self, records: Dataset[Any], round_number: int, local_steps: int, steps: int | None = None
     ) -> None:
-        given = RoundInput(
-            self.model.parameters,
-            self.model.state,
-            round_number,
-            local_steps,
-            round_seed(self.seed, self.site.name, round_number),
-            sampler_seed(self.seed, self.site.name),
-            steps,
+        given = RoundInput.at_site(
+            self.model,
+            seed=self.seed,
+            site=self.site.name,
+            round_number=round_number,
+            local_steps=local_steps,
+            steps=steps,
+            noise_secret=self.noise_secret(round_number),
         )
-        after = SiteModel(np.empty_like(given.parameters), np.empty_like(given.state))
-        self.learner.train(records, given, after.parameters, after.state, lambda _: None)
-        self.model = after
+        self.model, _ = self.learner.train_new(records, given)
+
+    def noise_secret(self, round_number: int) -> bytes | None:  # noqa: ARG002 - not private
+        """What a private round draws its noise from."""
+        return None
 
     def figures(self) -> dict[str, float]:
         model = self.model
@@ -123,6 +123,14 @@ def federate(
 ) -> list[Participant]:  # fmt: skip
     """Let the sites learn together, each round trained, then folded by ``rule``."""
     participants = [Participant(site, options, seed) for site in sites]
+    learn_together(data, participants, graph, rule, uneven=uneven)
+    return participants
+
+
+def learn_together(
+    data: Data, participants: Sequence[Participant], graph: nx.Graph, rule: str, *, uneven: bool
+) -> None:
+    """Train every round at each participant, and fold what its neighbours in ``graph`` have."""
     mixing = Mixing(rule, "benchmark")
     for round_number in range(data.rounds):
         for place, one in enumerate(participants):
@@ -141,7 +149,6 @@ def federate(
             mixed = np.empty_like(trained[place])
             mixing.aggregate(round_number, data.rounds, trained[place], heard, mixed)
             one.model = SiteModel(mixed, one.model.state)
-    return participants
 
 
 def alone(data: Data, sites: Sequence[Site], seed: int) -> list[Participant]:

@@ -7,15 +7,13 @@ one place; only a demonstration on public data has that.
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, Dataset
 
 from p2pfed.training.evaluation.assessment import FiguringTask
-from p2pfed.training.frames import Progress
-from p2pfed.training.loop import Learner, RoundInput, genesis_model, round_seed
+from p2pfed.training.loop import Learner, genesis_model
 from p2pfed.training.privacy.preparing import PricedPreparation
-from p2pfed.training.sampling import sampler_seed
+from p2pfed.training.round_input import RoundInput
 from p2pfed.training.schema import prepare
 from p2pfed.training.settings import LoopSettings
 from p2pfed.training.site_state import SiteModel
@@ -64,16 +62,14 @@ def train_baseline(
     if isinstance(task, PricedPreparation):
         task.prepare(learner.model, pooled, 0, seed, False)
         prepared_rounds = task.preparation_rounds
-    given = RoundInput(
-        parameters=learner.genesis(),
-        state=np.zeros(learner.layout.floats, np.float32),
+    given = RoundInput.at_site(
+        learner.fresh(),
+        seed=seed,
+        site=name,
         round_number=prepared_rounds,
         local_steps=total_steps,
-        seed=round_seed(seed, name, 0),
-        sampler_seed=sampler_seed(seed, name),
     )
-    trained = SiteModel(np.empty_like(given.parameters), np.empty_like(given.state))
-    learner.train(pooled, given, trained.parameters, trained.state, _unheard)
+    trained, _ = learner.train_new(pooled, given)
     return trained
 
 
@@ -92,10 +88,5 @@ def learner_of(task: ComparableTask, seed: int, sites: int) -> Learner:
     prepare(model)
     # The loop's own keys alone: the task has its other options.
     options = {key: getattr(task.options, key) for key in LoopSettings.model_fields}
-    settings = LoopSettings(**options)
-    settings = settings.model_copy(update={"batch_size": settings.batch_size * sites})
-    return Learner(task, model, settings, CPU)
-
-
-def _unheard(_: Progress) -> None:
-    """A baseline's steps are not reported."""
+    options["batch_size"] *= sites
+    return Learner(task, model, LoopSettings(**options), CPU)

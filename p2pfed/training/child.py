@@ -12,10 +12,10 @@ from p2pfed.protocol.digests import vector_digest
 from p2pfed.training import frames
 from p2pfed.training.export import evaluate_on_file, export_model
 from p2pfed.training.loading import LoadedTask, device_words, load
-from p2pfed.training.loop import RoundInput, round_seed
 from p2pfed.training.processes import Processes, SharedGradients
 from p2pfed.training.regions import RegionLayout, Regions
-from p2pfed.training.sampling import sampler_seed
+from p2pfed.training.round_input import RoundInput
+from p2pfed.training.site_state import SiteModel
 from p2pfed.training.task import DeviceMemoryError, TaskError
 
 PROGRESS_INTERVAL_SECONDS = 0.25
@@ -171,13 +171,12 @@ class _Trainer:
         opened = loaded.request
         if (request.noise_secret is None) != (loaded.learner.privacy is None):
             raise frames.FrameError("a secret goes with private training, and only with it")
-        given = RoundInput(
-            parameters=regions.parameters_in,
-            state=regions.state_in,
+        given = RoundInput.at_site(
+            SiteModel(regions.parameters_in, regions.state_in),
+            seed=opened.seed,
+            site=opened.site,
             round_number=request.round_number,
             local_steps=request.local_steps,
-            seed=round_seed(opened.seed, opened.site, request.round_number),
-            sampler_seed=sampler_seed(opened.seed, opened.site),
             steps=opened.maximum_local_steps,
             noise_secret=request.noise_secret,
         )

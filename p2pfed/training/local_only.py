@@ -13,15 +13,13 @@ import sys
 from secrets import token_bytes
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 
 from p2pfed.errors import P2pfedError
 from p2pfed.training import frames
 from p2pfed.training.loading import LoadedTask, load
-from p2pfed.training.loop import RoundInput, round_seed
 from p2pfed.training.privacy.randomness import SECRET_BYTES
-from p2pfed.training.sampling import sampler_seed
+from p2pfed.training.round_input import RoundInput
 
 
 def train_alone(loaded: LoadedTask, rounds: int, local_steps: int) -> frames.Evaluated:
@@ -30,27 +28,20 @@ def train_alone(loaded: LoadedTask, rounds: int, local_steps: int) -> frames.Eva
     :raises TrainingError: the task failed, or a model or a loss is not finite.
     """
     learner, request = loaded.learner, loaded.request
-    parameters = learner.genesis()
-    state = np.zeros(learner.layout.floats, np.float32)
+    model = learner.fresh()
     for number in range(rounds):
-        given = RoundInput(
-            parameters=parameters,
-            state=state,
+        given = RoundInput.at_site(
+            model,
+            seed=request.seed,
+            site=request.site,
             round_number=number,
             local_steps=local_steps,
-            seed=round_seed(request.seed, request.site, number),
-            sampler_seed=sampler_seed(request.seed, request.site),
             steps=request.maximum_local_steps,
-            # The same noise as in the federation, so that the two can be compared.
+            # As much noise as in the federation, so that the two can be compared.
             noise_secret=token_bytes(SECRET_BYTES) if learner.privacy is not None else None,
         )
-        parameters, state = np.empty_like(parameters), np.empty_like(state)
-        learner.train(loaded.datasets.training, given, parameters, state, _unheard)
-    return learner.assess(loaded.datasets.holdout, parameters, state)
-
-
-def _unheard(_: frames.Progress) -> None:
-    """Nobody waits for its progress."""
+        model, _ = learner.train_new(loaded.datasets.training, given)
+    return learner.assess(loaded.datasets.holdout, model.parameters, model.state)
 
 
 def _read_request(source: BinaryIO) -> frames.Open:

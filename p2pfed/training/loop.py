@@ -1,15 +1,12 @@
 """The training loop: a round's local steps, and the hold-out's evaluation."""
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -24,7 +21,7 @@ from p2pfed.training.evaluation.assessment import (
 )
 from p2pfed.training.frames import MAX_METRICS, Evaluated, Progress
 from p2pfed.training.gradients import Gradients, PlainGradients
-from p2pfed.training.losses import Loss, RoundLosses
+from p2pfed.training.losses import RoundLosses
 from p2pfed.training.optimiser import (
     build_optimiser,
     install_state,
@@ -40,54 +37,17 @@ from p2pfed.training.privacy.settings import PrivateSettings
 from p2pfed.training.progress import ProgressMeter
 from p2pfed.training.records import Reader, record_count
 from p2pfed.training.regions import Vector
+from p2pfed.training.round_input import RoundInput, RoundSummary
 from p2pfed.training.sampling import Position, Sampler
 from p2pfed.training.schema import all_finite, copy_in, copy_out, floats_of, schema_of
 from p2pfed.training.seeded_records import seed_generators
 from p2pfed.training.settings import LoopSettings
-from p2pfed.training.site_state import SiteState, SiteStateLayout
+from p2pfed.training.site_state import SiteModel, SiteState, SiteStateLayout
 from p2pfed.training.task import DeviceMemoryError, PreparingTask, Task, TaskError, task_code
 
 logger = logging.getLogger(__name__)
 
-ROUND_CONTEXT = b"p2pfed/1 round seed"
 PERSONAL_PREFIX = "personal_"
-
-
-@dataclass(frozen=True)
-class RoundInput:
-    """Everything that a round's result depends on, the records apart.
-
-    :ivar parameters: shape (d,), float32.
-    :ivar state: shape (s,), float32, what this site keeps for itself; zeros at first.
-    :ivar local_steps: the federation's number of local steps.
-    :ivar seed: of this round at this site, from :func:`round_seed`.
-    :ivar sampler_seed: of this site's order of records, from :func:`~.sampling.sampler_seed`.
-    :ivar steps: local steps that this site takes, where they are fewer.
-    :ivar noise_secret: 32 bytes, of a private round alone: what it draws its records and its noise
-        from, see :mod:`~.privacy.randomness`.
-    """
-
-    parameters: Vector
-    state: Vector
-    round_number: int
-    local_steps: int
-    seed: int
-    sampler_seed: int
-    steps: int | None = None
-    noise_secret: bytes | None = None
-
-    @property
-    def own_steps(self) -> int:
-        return self.local_steps if self.steps is None else min(self.steps, self.local_steps)
-
-
-@dataclass(frozen=True)
-class RoundSummary:
-    """What training a round came to; loss is the mean over its steps."""
-
-    loss: float
-    seconds: float
-    samples: int
 
 
 class Learner:
@@ -136,7 +96,7 @@ class Learner:
         )
         # Kept from round to round: memory that is touched for the first time costs more than the
         # copy that it is for.
-        self._corrections_after = np.zeros(sum(self.layout.corrections), np.float32)
+        self._corrections_after = [np.zeros(n, np.float32) for n in self.layout.corrections]
         self._personal_after = np.zeros(self.layout.personal, np.float32)
 
     def genesis(self) -> Vector:
@@ -193,6 +153,15 @@ class Learner:
                     raise
             self._halve_parts(given.round_number)
 
+    def train_new(self, dataset: Dataset[Any], given: RoundInput) -> tuple[SiteModel, RoundSummary]:
+        """As :meth:`train`, into vectors of its own; nobody hears of its progress."""
+        after = SiteModel(np.empty_like(given.parameters), np.empty_like(given.state))
+        return after, self.train(dataset, given, after.parameters, after.state, lambda _: None)
+
+    def fresh(self) -> SiteModel:
+        """The model as it is now, at a site that has kept nothing yet."""
+        return SiteModel(self.genesis(), np.zeros(self.layout.floats, np.float32))
+
     def _halve_parts(self, round_number: int) -> None:
         self._part_size = max(1, min(self._part_size, self.settings.batch_size) // 2)
         self.model.zero_grad(set_to_none=True)
@@ -232,7 +201,7 @@ class Learner:
                 given.round_number,
                 *own,
                 *state_that_may_be_infinite(self._optimiser, self.settings),
-                torch.from_numpy(self._corrections_after),
+                *map(torch.from_numpy, self._corrections_after),
             )
             if self._personal is not None:
                 own = _copied(own)
@@ -246,9 +215,8 @@ class Learner:
         copy_out(own[travelling:], after.local)
         read_state(self._optimiser, after.optimiser)
         after.personal[:] = self._personal_after
-        parts = np.split(self._corrections_after, np.cumsum(self.layout.corrections)[:-1])
-        for target, part in zip(after.corrections, parts, strict=False):
-            target[:] = part
+        for target, correction in zip(after.corrections, self._corrections_after, strict=True):
+            target[:] = correction
         after.write_head(position, prepared=before.prepared)
         samples = sum(len(batch) for batch in batches)
         return RoundSummary(loss, time.perf_counter() - started, samples)
@@ -311,35 +279,42 @@ class Learner:
             correction.begin(round_start, state)
         self.model.train()
         losses = RoundLosses()
-        steps = self._reader.steps(dataset, batches, self._part_size, given.seed)
-        for step, (records, batch) in enumerate(zip(batches, steps, strict=True), start=1):
-            place = (
-                f"round {given.round_number}, local step {step} of {len(batches)}, "
-                f"{len(records)} records"
-            )
-            losses.add(self._fill(batch, len(records), place), place)
+        for records in self._gradients_of_steps(dataset, given, batches, "local", losses):
             for correction in self._corrections:
                 correction.correct(trained)
             with task_code("the optimiser's step"):
                 self._optimiser.step()
-            meter.step_done(len(records), losses)
-        self._finish_corrections(trained)
+            meter.step_done(records, losses)
+        for correction, state in zip(self._corrections, self._corrections_after, strict=True):
+            correction.finish(trained, state)
         return losses
 
-    def _finish_corrections(self, trained: Sequence[torch.nn.Parameter]) -> None:
-        offset = 0
-        for correction, floats in zip(self._corrections, self.layout.corrections, strict=True):
-            correction.finish(trained, self._corrections_after[offset : offset + floats])
-            offset += floats
+    def _gradients_of_steps(
+        self,
+        dataset: Dataset[Any],
+        given: RoundInput,
+        batches: Sequence[list[int]],
+        kind: str,
+        losses: RoundLosses,
+    ) -> Iterator[int]:
+        """Fill the gradients of one step after the other, clipped where that is set.
 
-    def _fill(self, batch: Iterator[tuple[Any, int]], records: int, place: str) -> Loss:
-        """The gradients of a step, clipped where that is set; returns its loss."""
-        loss = self.gradients.fill(self.model, batch, records, place)
-        if self.settings.gradient_clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(
-                self.model.parameters(), self.settings.gradient_clip_norm
+        :param kind: of the steps, as a message shows it.
+        :param losses: get the loss of each.
+        :returns: an iterator over each step's number of records; the caller takes the step.
+        """
+        steps = self._reader.steps(dataset, batches, self._part_size, given.seed)
+        for step, (records, batch) in enumerate(zip(batches, steps, strict=True), start=1):
+            place = (
+                f"round {given.round_number}, {kind} step {step} of {len(batches)}, "
+                f"{len(records)} records"
             )
-        return loss
+            losses.add(self.gradients.fill(self.model, batch, len(records), place), place)
+            if self.settings.gradient_clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(
+                    self.model.parameters(), self.settings.gradient_clip_norm
+                )
+            yield len(records)
 
     def _train_personal(
         self,
@@ -358,13 +333,7 @@ class Learner:
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self.model.train()
         losses = RoundLosses()
-        steps = self._reader.steps(dataset, batches, self._part_size, given.seed)
-        for step, (records, batch) in enumerate(zip(batches, steps, strict=True), start=1):
-            place = (
-                f"round {given.round_number}, personal step {step} of {len(batches)}, "
-                f"{len(records)} records"
-            )
-            losses.add(self._fill(batch, len(records), place), place)
+        for _ in self._gradients_of_steps(dataset, given, batches, "personal", losses):
             personal.step([p for _, p in named], [targets.get(name) for name, _ in named])
         losses.latest()
         personal.keep(self._own(), self._personal_after)
@@ -488,16 +457,6 @@ def _check_finite(round_number: int, *tensors: torch.Tensor) -> None:
             f"the model is not finite after round {round_number}; nothing is "
             "published; lower learning_rate or set gradient_clip_norm"
         )
-
-
-def round_seed(seed: int, site: str, round_number: int) -> int:
-    """The 63-bit seed of one round at one site: BLAKE2b over the canonical msgpack of all three.
-
-    Derived, not drawn in sequence, so that a round trained again after a crash draws the same.
-    """
-    encoded: bytes = msgpack.packb([seed, site, round_number])
-    digest = hashlib.blake2b(ROUND_CONTEXT + encoded, digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def seed_everything(seed: int) -> None:

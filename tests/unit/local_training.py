@@ -1,7 +1,6 @@
 """A site's rounds without a daemon, for the tests of the built-in tasks."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,13 +8,12 @@ import torch
 from torch.utils.data import Dataset
 
 from p2pfed.training.frames import Progress
-from p2pfed.training.loop import Learner, RoundInput, genesis_model, round_seed
+from p2pfed.training.loop import Learner, genesis_model
 from p2pfed.training.regions import Vector
-from p2pfed.training.sampling import sampler_seed
+from p2pfed.training.round_input import RoundInput
 from p2pfed.training.schema import prepare
+from p2pfed.training.site_state import SiteModel
 from p2pfed.training.task import Task
-
-SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 @dataclass
@@ -44,10 +42,13 @@ def train(task: Task, dataset: Dataset[Any], *, steps: int, rounds: int = 1) -> 
         losses.append(progress.loss)
 
     for number in range(rounds):
-        given = RoundInput(
-            found.parameters, found.state, number, steps,
-            round_seed(0, "here", number), sampler_seed(0, "here"),
-        )  # fmt: skip
+        given = RoundInput.at_site(
+            SiteModel(found.parameters, found.state),
+            seed=0,
+            site="here",
+            round_number=number,
+            local_steps=steps,
+        )
         parameters, state = np.empty_like(found.parameters), np.empty_like(found.state)
         learner.train(dataset, given, parameters, state, hear)
         found = Trained(learner, parameters, state, losses)

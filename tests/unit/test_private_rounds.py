@@ -13,10 +13,11 @@ from p2pfed.errors import ConfigurationError, TrainingError
 from p2pfed.training import frames
 from p2pfed.training.loading import LoadedTask, load
 from p2pfed.training.local_only import train_alone
-from p2pfed.training.loop import Learner, RoundInput, genesis_model, round_seed
+from p2pfed.training.loop import Learner, genesis_model
 from p2pfed.training.privacy.accountant import epsilon_of
 from p2pfed.training.privacy.pricing import price
 from p2pfed.training.privacy.settings import PrivateSettings
+from p2pfed.training.round_input import RoundInput, round_seed
 from p2pfed.training.sampling import sampler_seed
 from p2pfed.training.schema import prepare
 from p2pfed.training.settings import LoopSettings

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from adapter_backbones import perceptron, vision_transformer
-from local_training import SHARED_DATA, learner_for, train
+from local_training import learner_for, train
+from real_data import PNEUMONIA, REASON
 from safetensors.torch import save_file
 
 from p2pfed.errors import ConfigurationError, DataError
@@ -17,7 +18,6 @@ from p2pfed.training.task import TaskError
 from p2pfed.training.tasks.adapter.task import Adapter
 from p2pfed.training.tasks.signal.synthetic import RHYTHMS, synthetic_electrocardiograms
 
-X_RAYS = SHARED_DATA / "pneumoniamnist" / "pneumoniamnist.npz"
 FEATURES = 5
 TABLE: dict[str, Any] = {
     "base": "adapter_backbones:perceptron",
@@ -108,7 +108,7 @@ def test_training_leaves_the_backbone_and_its_batch_norm_as_they_were(tmp_path: 
     assert again.parameters.tobytes() == trained.parameters.tobytes()
 
 
-@pytest.mark.skipif(not X_RAYS.exists(), reason="needs shared/data/pneumoniamnist")
+@pytest.mark.skipif(not PNEUMONIA.exists(), reason=REASON)
 def test_a_vision_transformer_is_adapted_to_real_x_rays(tmp_path: Path) -> None:
     """A small ViT with random weights, of which a file travels beforehand and no round after."""
     torch.manual_seed(1)
@@ -131,7 +131,7 @@ def test_a_vision_transformer_is_adapted_to_real_x_rays(tmp_path: Path) -> None:
         "learning_rate": 0.01,
     }
     task = adapter(
-        options, path=str(X_RAYS), backbone_path=str(path),
+        options, path=str(PNEUMONIA), backbone_path=str(path),
         split="train", rows_path=str(tmp_path / "rows.txt"),
     )  # fmt: skip
     datasets = task.datasets()

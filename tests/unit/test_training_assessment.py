@@ -14,7 +14,8 @@ from p2pfed.training import frames
 from p2pfed.training.evaluation.binary import Predictions, binary_metrics
 from p2pfed.training.loading import LoadedTask, load
 from p2pfed.training.local_only import train_alone
-from p2pfed.training.loop import Learner, RoundInput, genesis_model
+from p2pfed.training.loop import Learner, genesis_model
+from p2pfed.training.round_input import RoundInput
 from p2pfed.training.schema import prepare
 from p2pfed.training.settings import LoopSettings
 from p2pfed.training.task import Datasets

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from torch.utils.data import TensorDataset
 
 from p2pfed.training.corrections.normalised_steps import accumulated_steps
-from p2pfed.training.loop import Learner, RoundInput, genesis_model
+from p2pfed.training.loop import Learner, genesis_model
+from p2pfed.training.round_input import RoundInput
 from p2pfed.training.schema import prepare
 from p2pfed.training.settings import LoopSettings
 from p2pfed.training.task import Datasets

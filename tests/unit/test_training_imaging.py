@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from image_files import write_dicom, write_nifti
-from local_training import SHARED_DATA, learner_for, train
+from local_training import learner_for, train
 from PIL import Image
+from real_data import PNEUMONIA, REASON
 
 from p2pfed.errors import ConfigurationError, DataError
 from p2pfed.training.evaluation.assessment import assess
@@ -24,7 +25,6 @@ from p2pfed.training.tasks.imaging.options import Augmentation
 from p2pfed.training.tasks.imaging.segmentation import Segmentation
 from p2pfed.training.tasks.imaging.synthetic import Scanner, synthetic_scans
 
-X_RAYS = SHARED_DATA / "pneumoniamnist" / "pneumoniamnist.npz"
 OPTIONS: dict[str, Any] = {
     "classes": ["well", "ill"],
     "spatial_size": [8, 8],
@@ -487,7 +487,7 @@ def test_the_trainer_opens_the_tasks_by_their_kinds(tmp_path: Path) -> None:
     assert (opened.training_records, opened.holdout_records) == (4, 2)
 
 
-@pytest.mark.skipif(not X_RAYS.exists(), reason="needs shared/data/pneumoniamnist")
+@pytest.mark.skipif(not PNEUMONIA.exists(), reason=REASON)
 def test_pneumonia_is_told_on_real_x_rays(tmp_path: Path) -> None:
     """Six hospitals of 60 images, pooled; the test set of PneumoniaMNIST (Yang et al. 2023)."""
     rows = np.random.default_rng(0).permutation(4708)[:360]
@@ -500,7 +500,7 @@ def test_pneumonia_is_told_on_real_x_rays(tmp_path: Path) -> None:
         "learning_rate": 0.003,
     }
     task = classification(
-        X_RAYS, options,
+        PNEUMONIA, options,
         split="train", holdout_split="test", rows_path=str(tmp_path / "rows.txt"),
     )  # fmt: skip
     datasets = task.datasets()

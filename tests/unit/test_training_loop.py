@@ -9,8 +9,9 @@ from torch.utils.data import TensorDataset
 
 from p2pfed.errors import TrainingError
 from p2pfed.training.frames import Progress
-from p2pfed.training.loop import Learner, RoundInput, genesis_model, round_seed
+from p2pfed.training.loop import Learner, genesis_model
 from p2pfed.training.records import record_count, to_device
+from p2pfed.training.round_input import RoundInput, round_seed
 from p2pfed.training.sampling import Position, Sampler, sampler_seed
 from p2pfed.training.schema import Schema, prepare
 from p2pfed.training.settings import LoopSettings

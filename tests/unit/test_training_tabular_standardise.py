@@ -21,9 +21,9 @@ from p2pfed.aggregation.streaming import NeighbourModel
 from p2pfed.errors import ConfigurationError
 from p2pfed.training.baseline import predict, train_baseline
 from p2pfed.training.evaluation.binary import auc
-from p2pfed.training.loop import Learner, RoundInput, genesis_model, round_seed
+from p2pfed.training.loop import Learner, genesis_model
 from p2pfed.training.privacy.requirements import check_preparation
-from p2pfed.training.sampling import sampler_seed
+from p2pfed.training.round_input import RoundInput
 from p2pfed.training.schema import prepare
 from p2pfed.training.site_state import SiteModel
 from p2pfed.training.task import PreparingTask
@@ -439,17 +439,15 @@ class Site:
         self.state = np.zeros(self.learner.layout.floats, np.float32)
 
     def train(self, round_number: int, local_steps: int = 3) -> float:
-        given_ = RoundInput(
-            self.model,
-            self.state,
-            round_number,
-            local_steps,
-            round_seed(0, self.name, round_number),
-            sampler_seed(0, self.name),
+        given_ = RoundInput.at_site(
+            SiteModel(self.model, self.state),
+            seed=0,
+            site=self.name,
+            round_number=round_number,
+            local_steps=local_steps,
         )
-        model, state = np.empty_like(self.model), np.empty_like(self.state)
-        summary = self.learner.train(self.datasets.training, given_, model, state, lambda _: None)
-        self.model, self.state = model, state
+        after, summary = self.learner.train_new(self.datasets.training, given_)
+        self.model, self.state = after.parameters, after.state
         return summary.samples
 
     def layer(self) -> Standardise:

@@ -10,15 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
 from p2pfed.training.audit.likeness import leaves
-from p2pfed.training.frames import Progress
-from p2pfed.training.loop import Learner, RoundInput, genesis_model, round_seed
+from p2pfed.training.loop import Learner, genesis_model
 from p2pfed.training.privacy.settings import PrivateSettings
-from p2pfed.training.sampling import sampler_seed
+from p2pfed.training.round_input import RoundInput
 from p2pfed.training.schema import prepare
 from p2pfed.training.settings import LoopSettings
 from p2pfed.training.site_state import SiteModel
@@ -100,7 +98,7 @@ def train_rounds(
     :param seed: of the order of the records, of the noise, and of what the task draws.
     :raises TrainingError: a loss or the model is not finite.
     """
-    model = SiteModel(learner.genesis(), np.zeros(learner.layout.floats, np.float32))
+    model = learner.fresh()
     name = f"audit {seed}"
     trained = number = 0
     while trained < rounds:
@@ -109,17 +107,15 @@ def train_rounds(
             secret = hashlib.blake2b(
                 _SECRET_DOMAIN + f"{seed}/{number}".encode(), digest_size=32
             ).digest()
-        given = RoundInput(
-            parameters=model.parameters,
-            state=model.state,
+        given = RoundInput.at_site(
+            model,
+            seed=seed,
+            site=name,
             round_number=number,
             local_steps=local_steps,
-            seed=round_seed(seed, name, number),
-            sampler_seed=sampler_seed(seed, name),
             noise_secret=secret,
         )
-        after = SiteModel(np.empty_like(model.parameters), np.empty_like(model.state))
-        summary = learner.train(dataset, given, after.parameters, after.state, _unheard)
+        after, summary = learner.train_new(dataset, given)
         number += 1
         # A private round may well draw no record: its steps are taken all the same.
         if summary.samples or learner.privacy is not None or number > MAX_PREPARING_ROUNDS:
@@ -150,7 +146,3 @@ def held_at_once(task: Task, dataset: Dataset[Any], count: int) -> int:
         tensors = leaves(collated(task, [dataset[0]]))
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     return max(1, min(count, MAX_HELD_BYTES // max(size, 1)))
-
-
-def _unheard(_: Progress) -> None:
-    """An audit says itself how far it is."""
