@@ -1,6 +1,5 @@
 """From an :class:`Open` request to a learner: finding the task's class, its device, its data."""
 
-import importlib
 import inspect
 import logging
 import sys
@@ -17,6 +16,7 @@ from p2pfed.training.builtin import builtin_class
 from p2pfed.training.frames import Open
 from p2pfed.training.loader_workers import why_not_passed_on
 from p2pfed.training.loop import Learner, genesis_model
+from p2pfed.training.named_module import named_module
 from p2pfed.training.partition import BATCH_NORMS
 from p2pfed.training.privacy.settings import PrivateSettings
 from p2pfed.training.records import Reader, Share, record_count, tensors_of
@@ -118,17 +118,7 @@ def _find_class(request: Open) -> Callable[..., Task]:
     module_name, _, class_name = (request.task_class or "").partition(":")
     if not module_name or not class_name.isidentifier():
         raise refusal("not of the form module:Class", 'write class = "package.module:Class"')
-    try:
-        with task_code(f"importing {module_name}"):
-            module = importlib.import_module(module_name)
-    except TaskError as error:
-        if isinstance(error.__cause__, ModuleNotFoundError):
-            raise refusal(
-                f"cannot be imported at this site: {error.__cause__}",
-                "install the package here, or name its directory as [task] path in the site file",
-            ) from error
-        raise
-    found: Any = getattr(module, class_name, None)
+    found: Any = getattr(named_module(module_name, refusal), class_name, None)
     if not inspect.isclass(found):
         raise refusal(f"module {module_name} has no class {class_name}", "correct the name")
     lacking = [name for name in TASK_METHODS if not callable(getattr(found, name, None))]

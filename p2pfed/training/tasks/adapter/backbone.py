@@ -1,7 +1,6 @@
 """The backbone: a model that every site has already, and that no round changes."""
 
 import hashlib
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from p2pfed.errors import ConfigurationError, Problem
+from p2pfed.training.named_module import named_module
 from p2pfed.training.task import TaskError, task_code
 from p2pfed.training.tasks.findings import file_bytes, refusal
 
@@ -32,17 +32,7 @@ def find_function(location: str, topology_file: Path) -> Callable[..., Any]:
         return ConfigurationError([problem])
 
     module_name, _, name = location.partition(":")
-    try:
-        with task_code(f"importing {module_name}"):
-            module = importlib.import_module(module_name)
-    except TaskError as error:
-        if isinstance(error.__cause__, ModuleNotFoundError):
-            raise refused(
-                f"cannot be imported at this site: {error.__cause__}",
-                "install the package here, or name its directory as [task] path in the site file",
-            ) from error
-        raise
-    found = getattr(module, name, None)
+    found = getattr(named_module(module_name, refused), name, None)
     if not callable(found):
         raise refused(f"module {module_name} has no function {name}", "correct the name")
     function: Callable[..., Any] = found

@@ -10,26 +10,20 @@ import torch
 from p2pfed.training.evaluation.binary import binary_metrics
 from p2pfed.training.tasks.tabular.columns import Fault, missing_cells, numbers
 from p2pfed.training.tasks.tabular.targets.target import (
+    ClassLabel,
     EncodedLabels,
     Figures,
-    Labels,
-    all_alike,
     missing_label,
 )
 
 
 @dataclass(frozen=True)
-class Binary:
+class Binary(ClassLabel):
     """Scores are log-odds of class 1; labels have shape (n,)."""
 
-    label: str
     outputs: int = 1
     class_count: int = 2
     bias: bool = True
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.label,)
 
     def encode(self, cells: "pd.DataFrame") -> EncodedLabels:
         column = cells[self.label]
@@ -40,15 +34,7 @@ class Binary:
             missing_label(missing),
             Fault("is neither 0 nor 1", "the tabular task tells two classes", other),
         ]
-        return EncodedLabels(
-            values.astype(np.float32), tuple((self.label, fault) for fault in faults)
-        )
-
-    def lacks(self, labels: Labels) -> tuple[str, str] | None:
-        return all_alike(labels)
-
-    def strata(self, labels: Labels) -> Figures:
-        return labels.astype(np.float64)
+        return self.of_column(values.astype(np.float32), faults)
 
     def loss(
         self, scores: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None

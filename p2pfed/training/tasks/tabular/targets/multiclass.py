@@ -10,25 +10,19 @@ import torch
 from p2pfed.training.evaluation.multiclass import multiclass_metrics
 from p2pfed.training.tasks.tabular.columns import Fault, matches_of, missing_cells
 from p2pfed.training.tasks.tabular.targets.target import (
+    ClassLabel,
     EncodedLabels,
     Figures,
-    Labels,
-    all_alike,
     missing_label,
 )
 
 
 @dataclass(frozen=True)
-class Multiclass:
+class Multiclass(ClassLabel):
     """Scores are logits, one a class; labels, shape (n,), are places in ``classes``."""
 
-    label: str
     classes: tuple[int | str, ...]
     bias: bool = True
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.label,)
 
     @property
     def outputs(self) -> int:
@@ -52,13 +46,7 @@ class Multiclass:
             ),
         )
         labels = matches.argmax(axis=1).astype(np.float32)
-        return EncodedLabels(labels, tuple((self.label, fault) for fault in faults))
-
-    def lacks(self, labels: Labels) -> tuple[str, str] | None:
-        return all_alike(labels)
-
-    def strata(self, labels: Labels) -> Figures:
-        return labels.astype(np.float64)
+        return self.of_column(labels, faults)
 
     def loss(
         self, scores: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None

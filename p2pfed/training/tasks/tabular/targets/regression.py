@@ -12,25 +12,20 @@ from p2pfed.training.tasks.tabular.targets.target import (
     EncodedLabels,
     Figures,
     Labels,
-    all_alike,
+    OneLabel,
     numeric_label,
 )
 
 
 @dataclass(frozen=True)
-class Regression:
+class Regression(OneLabel):
     """Scores and labels, shape (n,), are in units of ``scale`` from ``centre``."""
 
-    label: str
     centre: float
     scale: float
     outputs: int = 1
     class_count: int = 0
     bias: bool = True
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.label,)
 
     def encode(self, cells: "pd.DataFrame") -> EncodedLabels:
         column = cells[self.label]
@@ -40,10 +35,7 @@ class Regression:
             values = (values - self.centre) / self.scale
         fits, faults = numeric_label(missing, values)
         labels = np.where(fits, values, 0.0).astype(np.float32)
-        return EncodedLabels(labels, tuple((self.label, fault) for fault in faults))
-
-    def lacks(self, labels: Labels) -> tuple[str, str] | None:
-        return all_alike(labels)
+        return self.of_column(labels, faults)
 
     def strata(self, labels: Labels) -> Figures:
         return np.zeros(len(labels))

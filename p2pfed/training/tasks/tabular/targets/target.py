@@ -1,6 +1,6 @@
 """What a table task tells: how labels are read, what the loss is, and how good a model is."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,6 +67,40 @@ class Target(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class OneLabel:
+    """What targets of one column have in common; labels have shape (n,).
+
+    :ivar label: the column.
+    """
+
+    label: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.label,)
+
+    def lacks(self, labels: Labels) -> tuple[str, str] | None:
+        """See :class:`Target`: where every label is the same, nothing can be told apart."""
+        if (labels != labels[0]).any():
+            return None
+        return (
+            f"all {len(labels)} labels are alike; there is nothing to tell apart",
+            "check the label column, or that the table is complete",
+        )
+
+    def of_column(self, labels: Labels, faults: Iterable[Fault]) -> EncodedLabels:
+        return EncodedLabels(labels, tuple((self.label, fault) for fault in faults))
+
+
+@dataclass(frozen=True)
+class ClassLabel(OneLabel):
+    """One of some classes; a split keeps their proportions."""
+
+    def strata(self, labels: Labels) -> Figures:
+        return labels.astype(np.float64)
+
+
 def numeric_label(
     missing: NDArray[np.bool_], values: NDArray[np.float64]
 ) -> tuple[NDArray[np.bool_], list[Fault]]:
@@ -87,16 +121,6 @@ def numeric_label(
 
 def missing_label(missing: NDArray[np.bool_]) -> Fault:
     return Fault("is missing", "a record without its label cannot be used", missing)
-
-
-def all_alike(labels: Labels) -> tuple[str, str] | None:
-    """What :meth:`Target.lacks` says where every label is the same."""
-    if (labels != labels[0]).any():
-        return None
-    return (
-        f"all {len(labels)} labels are alike; there is nothing to tell apart",
-        "check the label column, or that the table is complete",
-    )
 
 
 def balanced_weights(labels: torch.Tensor, classes: int) -> torch.Tensor:
