@@ -1,4 +1,5 @@
-"""The kinds of task that a topology file may name. Names only: what they learn is in training."""
+"""The kinds of task that a topology file may name, and how their metrics are called. Names only:
+what they learn is in training."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,6 +7,9 @@ from types import MappingProxyType
 from typing import Literal
 
 TaskKind = Literal["tabular", "image_classification", "segmentation", "signal", "adapter", "python"]
+
+PERSONAL_PREFIX = "personal_"
+"""Of a metric's name where it is of the model that a site keeps to itself."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from p2pfed.config import Site, load_site
 from p2pfed.daemon.daemon import trainer_request
+from p2pfed.daemon.reporting import write_file
 from p2pfed.errors import ExitCode, P2pfedError
 from p2pfed.privacy_terms import privacy_terms
 from p2pfed.topology import Topology, load_topology
@@ -34,7 +35,8 @@ def audit(
     """Audit one site and show what was found.
 
     :param json_file: where the report is written as JSON; ``-``: to ``say``, in place of the text.
-    :raises P2pfedError: the site's files are not sound, or its data cannot be trained on.
+    :raises P2pfedError: the site's files are not sound, its data cannot be trained on, or the
+        report cannot be written.
     """
     site = load_site(config)
     request = audit_request(site, load_topology(site.topology_path), seed=seed, quick=quick)
@@ -43,9 +45,9 @@ def audit(
     if json_file == Path("-"):
         say(document)
     else:
-        if json_file is not None:
-            json_file.write_text(document + "\n", encoding="utf-8")
         say("\n".join(lines_of(report)))
+        if json_file is not None:
+            write_file(json_file.absolute(), document + "\n")
     return ExitCode.OK if report.conclusive and report.privacy_holds else ExitCode.FAILED
 
 

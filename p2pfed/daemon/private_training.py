@@ -1,9 +1,9 @@
 """Whether a round may be trained under the site's privacy budget, and with which secret noise.
 
-The order is that of DESIGN section 9: price the round, charge it durably, and only then train.
-Where the next round would exceed the budget, no more is trained; the site goes on to publish the
-model that it aggregated, which costs no privacy: it follows from what was published before, here
-and by the neighbours.
+Price the round, charge it durably, and only then train: a crash can cost a charge, and never lose
+one. Where the next round would exceed the budget, no more is trained; the site goes on to publish
+the model that it aggregated, which costs no privacy: it follows from what was published before,
+here and by the neighbours.
 """
 
 from collections.abc import Awaitable, Callable

@@ -13,14 +13,18 @@ import numpy.typing as npt
 
 from p2pfed.daemon.status import Status
 from p2pfed.demo.layout import DemoOptions, DemoSite
-from p2pfed.demo.phantoms import Images, Labels, draw_chests
+from p2pfed.demo.phantoms import SIDE, Images, Labels, draw_chests
 from p2pfed.demo.runner import run_demo
-from p2pfed.errors import UsageError
+from p2pfed.errors import DataError, UsageError
+from p2pfed.training.tasks.arrays import read_arrays
 
 XRAY = "xray"
 TRAINING_IMAGES = 60  # of each hospital
 HOLDOUT_IMAGES = 200
 CLASSES = 2
+SPLITS = {False: "train", True: "test"}  # of the file, by whether they are for the hold-outs
+Draw = Callable[[int, float, bool], tuple[Images, Labels]]
+"""Of a count, the share that is ill, and whether they are for a hold-out."""
 REAL, DRAWN = "PneumoniaMNIST", "drawn phantoms, not real X-rays"
 
 
@@ -64,14 +68,16 @@ def run_xray(
     source = REAL if images is not None else DRAWN
     say(f"images:        {source}")
     generator = np.random.default_rng([options.seed, 7])
-    draw = _Drawn(generator) if images is None else _Dealt(images, generator)
+    draw: Draw = (
+        (lambda count, share_ill, _: draw_chests(count, share_ill, generator))
+        if images is None
+        else _Dealt(images, generator)
+    )
     sites = tuple(_site(directory / "images", hospital, draw) for hospital in HOSPITALS)
     return {**run_demo(XRAY, directory, options, say, progress, sites), "images": source}
 
 
-def _site(
-    directory: Path, hospital: Hospital, draw: Callable[[int, float, bool], tuple[Images, Labels]]
-) -> DemoSite:
+def _site(directory: Path, hospital: Hospital, draw: Draw) -> DemoSite:
     files = {}
     for kind, count in (("training", TRAINING_IMAGES), ("holdout", HOLDOUT_IMAGES)):
         images, labels = draw(count, hospital.share_ill, kind == "holdout")
@@ -83,44 +89,43 @@ def _site(
     return DemoSite(hospital.name, data, files)
 
 
-class _Drawn:
-    def __init__(self, generator: np.random.Generator) -> None:
-        self._generator = generator
-
-    def __call__(self, count: int, share_ill: float, _holdout: bool) -> tuple[Images, Labels]:
-        return draw_chests(count, share_ill, self._generator)
-
-
 class _Dealt:
-    """Deals out the images of a file, each once.
+    """Deals out the images of a file, those to train on each once.
 
     :raises UsageError: it is not PneumoniaMNIST.
     """
 
     def __init__(self, path: Path, generator: np.random.Generator) -> None:
+        self._path = path
         self._piles: dict[tuple[bool, int], list[npt.NDArray[np.uint8]]] = {}
+        names = [f"{split}_{what}" for split in SPLITS.values() for what in ("images", "labels")]
         try:
-            with np.load(path, allow_pickle=False) as bundle:
-                for holdout, split in ((False, "train"), (True, "test")):
-                    images = bundle[f"{split}_images"]
-                    labels = bundle[f"{split}_labels"].reshape(-1)
-                    order = generator.permutation(labels.size)
-                    for label in range(CLASSES):
-                        chosen = order[labels[order] == label]
-                        self._piles[holdout, label] = list(images[chosen])
-        except (OSError, ValueError, KeyError) as error:
-            raise UsageError(
-                f"{path}: not pneumoniamnist.npz ({error}); it is at "
-                "https://zenodo.org/records/10519652, or leave --images out for drawn phantoms"
-            ) from error
+            arrays = read_arrays(path, names)
+        except DataError as error:
+            raise self._unfit(str(error)) from error
+        for holdout, split in SPLITS.items():
+            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"].reshape(-1)
+            if images.shape != (labels.size, SIDE, SIDE):
+                raise self._unfit(f"{split}_images are {images.shape}")
+            order = generator.permutation(labels.size)
+            for label in range(CLASSES):
+                self._piles[holdout, label] = list(images[order[labels[order] == label]])
 
     def __call__(self, count: int, share_ill: float, holdout: bool) -> tuple[Images, Labels]:
         wanted = {1: round(share_ill * count), 0: count - round(share_ill * count)}
         images, labels = [], []
         for label, number in wanted.items():
             pile = self._piles[holdout, label]
+            if len(pile) < number:
+                raise self._unfit(f"too few images of class {label}")
             # The test images are fewer than all hospitals want: each has its own selection.
             taken = pile[:number] if holdout else [pile.pop() for _ in range(number)]
             images += taken
             labels += [label] * len(taken)
         return np.stack(images), np.array(labels, np.int64)
+
+    def _unfit(self, reason: str) -> UsageError:
+        return UsageError(
+            f"{self._path}: not pneumoniamnist.npz: {reason}; it is at "
+            "https://zenodo.org/records/10519652, or leave --images out for drawn phantoms"
+        )

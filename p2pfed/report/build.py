@@ -34,8 +34,9 @@ from p2pfed.report.document import (
     Rounds,
 )
 from p2pfed.report.limitations import limitations_of
-from p2pfed.report.metric_names import PERSONAL_PREFIX, direction
+from p2pfed.report.metric_names import direction
 from p2pfed.report.records import RoundRecord, drifts_of
+from p2pfed.tasks_catalogue import PERSONAL_PREFIX
 from p2pfed.topology import Topology
 
 FIGURE_DECIMALS = 4  # those beyond mean nothing

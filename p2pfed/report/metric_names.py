@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-Direction = Literal["higher", "lower", "unknown"]
+from p2pfed.tasks_catalogue import PERSONAL_PREFIX
 
-PERSONAL_PREFIX = "personal_"  # metrics of the model that a site keeps to itself
+Direction = Literal["higher", "lower", "unknown"]
 
 _HIGHER = {
     "accuracy", "auc", "auc_macro", "average_precision", "balanced_accuracy", "c_index",

@@ -17,6 +17,7 @@ import torch
 
 from p2pfed.errors import P2pfedError
 from p2pfed.training import frames
+from p2pfed.training.child import prepare_torch
 from p2pfed.training.loading import LoadedTask, load
 from p2pfed.training.privacy.randomness import SECRET_BYTES
 from p2pfed.training.round_input import RoundInput
@@ -57,7 +58,7 @@ def main(arguments: list[str], source: BinaryIO) -> dict[str, Any]:
     """:raises P2pfedError: the task cannot be loaded or trained."""
     rounds, local_steps = int(arguments[0]), int(arguments[1])
     request = _read_request(source)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    prepare_torch()
     torch.set_num_threads(request.threads)
     loaded = load(request)
     evaluated = train_alone(loaded, rounds, local_steps)

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from p2pfed.errors import TrainingError
+from p2pfed.tasks_catalogue import PERSONAL_PREFIX
 from p2pfed.training.corrections import RoundStart, corrections_for
 from p2pfed.training.evaluation.assessment import (
     Assessment,
@@ -46,8 +47,6 @@ from p2pfed.training.site_state import SiteModel, SiteState, SiteStateLayout
 from p2pfed.training.task import DeviceMemoryError, PreparingTask, Task, TaskError, task_code
 
 logger = logging.getLogger(__name__)
-
-PERSONAL_PREFIX = "personal_"
 
 
 class Learner:

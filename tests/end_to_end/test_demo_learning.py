@@ -15,6 +15,7 @@ from p2pfed.cli.main import app
 from p2pfed.demo.layout import merged
 from p2pfed.demo.phantoms import draw_chests
 from p2pfed.demo.xray import HOSPITALS
+from p2pfed.errors import UsageError
 
 
 def report_of(demo: str, rounds: int, directory: Path) -> dict[str, Any]:
@@ -73,6 +74,20 @@ def test_what_a_demo_has_no_use_for_is_refused(arguments: list[str], message: st
     done = CliRunner().invoke(app, ["demo", *arguments])
     assert done.exit_code != 0
     assert message in str(done.exception)
+
+
+def test_a_file_that_is_not_the_images_is_refused(tmp_path: Path) -> None:
+    damaged, other, few = (tmp_path / f"{name}.npz" for name in ("damaged", "other", "few"))
+    damaged.write_bytes(b"PK\x03\x04 no archive")
+    np.savez(other, images=np.zeros((4, 28, 28), np.uint8))
+    pictures, labels = np.zeros((10, 28, 28), np.uint8), np.arange(10) % 2
+    np.savez(
+        few, train_images=pictures, train_labels=labels, test_images=pictures, test_labels=labels
+    )
+    for path, reason in ((damaged, "damaged"), (other, "no array"), (few, "too few images")):
+        done = CliRunner().invoke(app, ["demo", "xray", "--images", str(path)])
+        assert isinstance(done.exception, UsageError)
+        assert reason in str(done.exception)
 
 
 def test_phantoms_are_the_same_for_a_seed_and_as_ill_as_asked() -> None:

@@ -41,6 +41,7 @@ def test_a_private_site_is_attacked_and_every_control_comes_out(short_tmp: Path)
     written = short_tmp / "audit.json"
     done = audit(site, "--quick", "--json", str(written))
     assert done.returncode == 0, done.stderr
+    assert written.stat().st_mode & 0o777 == 0o600, "what a neighbour finds out is nobody's else"
     report: dict[str, Any] = json.loads(written.read_text(encoding="utf-8"))
     assert [report[key] for key in ("schema_version", "site", "conclusive", "privacy_holds")] == [
         1, "cleveland", True, True,

@@ -16,7 +16,7 @@ SECRET = bytes(range(32))
 @pytest.mark.parametrize(
     ("rate", "noise", "steps", "epsilon"),
     [
-        (256 / 60000, 1.1, 14062, 2.5966),  # DESIGN section 6
+        (256 / 60000, 1.1, 14062, 2.5966),  # by Opacus 1.6
         (0.01, 1.0, 1000, 2.1014),
         (0.05, 1.0, 1000, 11.9795),
         (1.0, 10.0, 100, 4.7285),

@@ -5,12 +5,12 @@ import json
 import signal
 import sys
 
-import torch
 from pydantic import ValidationError
 
 from p2pfed.errors import P2pfedError
 from p2pfed.training.audit.request import ADAPTER
 from p2pfed.training.audit.site import audit_site
+from p2pfed.training.child import prepare_torch
 
 
 def main() -> int:
@@ -21,7 +21,7 @@ def main() -> int:
     except ValidationError as error:
         print(f"no audit request: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    prepare_torch()
     try:
         report = audit_site(request, _say)
     except P2pfedError as error:
